@@ -1,0 +1,339 @@
+//! A finding: one verdict on one subject, as enums and numbers. Text is made
+//! at the edge, through the `Display` of its parts.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::Code;
+use crate::ladder::Segment;
+use crate::model::{Encapsulation, Mac, NeighbourState, PeerId, RouteKind};
+use crate::probing::{SendError, Stream};
+
+/// What a finding is about. Together with the code it identifies the finding.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Subject {
+    /// This node as a whole.
+    Node,
+    /// One of its devices.
+    Device {
+        /// The device's name.
+        name: String,
+    },
+    /// This node and one peer.
+    Pair {
+        /// The peer.
+        peer: PeerId,
+        /// The encapsulation concerned; none for the underlay.
+        encapsulation: Option<Encapsulation>,
+    },
+}
+
+impl Subject {
+    /// The peer concerned, if one is.
+    #[must_use]
+    pub const fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Pair { peer, .. } => Some(*peer),
+            Self::Node | Self::Device { .. } => None,
+        }
+    }
+}
+
+/// Which way packets are lost between this node and the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From this node to the peer.
+    Outbound,
+    /// From the peer to this node.
+    Inbound,
+    /// Both ways.
+    Both,
+}
+
+impl Direction {
+    /// The name used in JSON and labels.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// How sure a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// The evidence fits, other causes fit too.
+    Low,
+    /// Probes counted it over enough tries.
+    High,
+    /// The kernel's own state says so.
+    Certain,
+}
+
+impl Confidence {
+    /// The name used in JSON.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::High => "high",
+            Self::Certain => "certain",
+        }
+    }
+}
+
+/// One observation that a finding rests on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Evidence {
+    /// Probes of a stream that were lost, of how many decided ones, in which time.
+    Lost {
+        /// The stream.
+        stream: Stream,
+        /// Never reached the peer.
+        outbound: u32,
+        /// Reached the peer; the reply was lost.
+        inbound: u32,
+        /// Lost, and nobody can say which way.
+        undetermined: u32,
+        /// Decided probes, lost ones included.
+        of: u32,
+        /// The time they were sent in, seconds.
+        seconds: u32,
+    },
+    /// Probes of a stream that were answered meanwhile.
+    Answered {
+        /// The stream.
+        stream: Stream,
+        /// How many.
+        count: u32,
+    },
+    /// ICMP destination unreachable quoting our probes.
+    IcmpUnreachable {
+        /// The stream quoted.
+        stream: Stream,
+        /// Code of type 3.
+        code: u8,
+        /// Who sent it.
+        from: IpAddr,
+    },
+    /// The local kernel refused to send.
+    Refused {
+        /// The stream.
+        stream: Stream,
+        /// Why.
+        error: SendError,
+        /// How often.
+        count: u32,
+    },
+    /// A device dropped packets on the way out.
+    DeviceDropped {
+        /// The device.
+        device: String,
+        /// How many, in the window that the probes were lost in.
+        packets: u64,
+    },
+    /// A device's administrative state and carrier.
+    DeviceState {
+        /// The device.
+        device: String,
+        /// Switched on.
+        up: bool,
+        /// Has a carrier.
+        carrier: bool,
+    },
+    /// An address that should be on this host and is not.
+    AddressNotHere {
+        /// The address.
+        address: IpAddr,
+    },
+    /// VNI here and there.
+    Vni {
+        /// This node's.
+        here: u32,
+        /// The peer's.
+        there: u32,
+    },
+    /// UDP port here and there.
+    Port {
+        /// This node's.
+        here: u16,
+        /// The peer's.
+        there: u16,
+    },
+    /// VTEP MAC as believed here, and as the peer has it.
+    VtepMac {
+        /// As believed here.
+        believed: Mac,
+        /// As the peer says.
+        actual: Mac,
+    },
+    /// A neighbour's state; none when there is no entry.
+    Neighbour {
+        /// Its address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+        /// The state.
+        state: Option<NeighbourState>,
+    },
+    /// A forwarding entry that is not there.
+    NoFdbEntry {
+        /// The inner MAC.
+        mac: Mac,
+        /// The device.
+        device: String,
+    },
+    /// The route that covers an address; none when none does.
+    Route {
+        /// The address.
+        to: IpAddr,
+        /// The route's destination.
+        destination: Option<IpNet>,
+        /// What the route does.
+        route: Option<RouteKind>,
+        /// Its device.
+        device: Option<String>,
+    },
+    /// MTU of the tunnel, what the encapsulation adds, and MTU below.
+    Mtu {
+        /// The tunnel device.
+        tunnel: u32,
+        /// Bytes that the encapsulation adds.
+        overhead: u32,
+        /// The device below.
+        underlay: u32,
+    },
+    /// Peers concerned, of how many.
+    Peers {
+        /// How many.
+        count: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// A switch under /proc/sys and its value.
+    Sysctl {
+        /// Its name, as sysctl(8) prints it.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost { stream, outbound, inbound, undetermined, of, seconds } => {
+                let lost = outbound + inbound + undetermined;
+                write!(f, "{lost} of {of} {stream} probes lost in {seconds} s")?;
+                match (outbound, inbound) {
+                    (0, 0) => Ok(()),
+                    (out, 0) => write!(f, ", {out} never reached the peer"),
+                    (0, back) => write!(f, ", {back} reached the peer and the reply was lost"),
+                    (out, back) => write!(f, ", {out} on the way out, {back} on the way back"),
+                }
+            }
+            Self::Answered { stream, count } => {
+                write!(f, "{count} {stream} probes answered meanwhile")
+            }
+            Self::IcmpUnreachable { stream, code, from } => {
+                write!(f, "ICMP unreachable (code {code}) from {from} for {stream} probes")
+            }
+            Self::Refused { stream, error, count } => {
+                let why = match error {
+                    SendError::NoRoute => "no route to host",
+                    SendError::Prohibited => "prohibited by a route",
+                    SendError::Blackhole => "blackhole route or source address gone",
+                    SendError::Filtered => "a local firewall rule forbids it",
+                    SendError::TooBig => "larger than the path's MTU",
+                    SendError::Busy => "queue full",
+                    SendError::Other(errno) => {
+                        return write!(
+                            f,
+                            "the kernel refused {count} {stream} probes: errno {errno}"
+                        );
+                    }
+                };
+                write!(f, "the kernel refused {count} {stream} probes: {why}")
+            }
+            Self::DeviceDropped { device, packets } => {
+                write!(f, "{device} dropped {packets} outgoing packets meanwhile")
+            }
+            Self::DeviceState { device, up, carrier } => {
+                let state = if *up { "up" } else { "down" };
+                let wire = if *carrier { "with" } else { "without" };
+                write!(f, "{device} is {state}, {wire} carrier")
+            }
+            Self::AddressNotHere { address } => write!(f, "{address} is not on this host"),
+            Self::Vni { here, there } => write!(f, "VNI {here} here, {there} there"),
+            Self::Port { here, there } => write!(f, "UDP port {here} here, {there} there"),
+            Self::VtepMac { believed, actual } => {
+                write!(f, "VTEP MAC is believed to be {believed}, the peer has {actual}")
+            }
+            Self::Neighbour { address, device, state: None } => {
+                write!(f, "no neighbour entry for {address} on {device}")
+            }
+            Self::Neighbour { address, device, state: Some(state) } => {
+                write!(f, "neighbour {address} on {device} is {state:?}")
+            }
+            Self::NoFdbEntry { mac, device } => {
+                write!(f, "no forwarding entry for {mac} on {device}")
+            }
+            Self::Route { to, destination: None, .. } => write!(f, "no route covers {to}"),
+            Self::Route { to, destination: Some(net), route, device } => {
+                let kind = route.map_or_else(|| "a".to_owned(), |kind| format!("{kind:?}"));
+                write!(f, "{to} is covered by {} route {net}", kind.to_lowercase())?;
+                device.as_ref().map_or(Ok(()), |device| write!(f, " via {device}"))
+            }
+            Self::Mtu { tunnel, overhead, underlay } => write!(
+                f,
+                "tunnel MTU {tunnel} + {overhead} bytes of encapsulation > underlay MTU {underlay}"
+            ),
+            Self::Peers { count, of } => write!(f, "{count} of {of} peers"),
+            Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
+        }
+    }
+}
+
+/// One verdict on one subject.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What.
+    pub code: Code,
+    /// About what.
+    pub subject: Subject,
+    /// Which way packets are lost; none where it is no question.
+    pub direction: Option<Direction>,
+    /// Where they vanish, in that direction.
+    pub hop: Option<Segment>,
+    /// What it rests on.
+    pub evidence: Vec<Evidence>,
+    /// How sure it is.
+    pub confidence: Confidence,
+}
+
+/// What identifies a finding over time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FindingKey {
+    /// What.
+    pub code: Code,
+    /// About what.
+    pub subject: Subject,
+}
+
+impl Finding {
+    /// Its identity.
+    #[must_use]
+    pub fn key(&self) -> FindingKey {
+        FindingKey { code: self.code, subject: self.subject.clone() }
+    }
+}

@@ -1,0 +1,187 @@
+//! The ladder of hops, and windows of sequence numbers that are joined over it.
+//!
+//! Each end counts the probes it saw in a [`Window`]; the first hop where a
+//! sequence number is missing names the segment that swallowed it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The hops that a probe climbs in one direction, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hop {
+    /// Handed to the sender's socket.
+    Sent,
+    /// Left the sender's tunnel device: routed, resolved, encapsulated.
+    Encapsulated,
+    /// Left the sender's underlay NIC.
+    LeftNic,
+    /// Reached the receiver's underlay NIC.
+    ReachedNic,
+    /// Came out of the receiver's tunnel device.
+    Decapsulated,
+    /// Delivered to the receiver's socket.
+    Delivered,
+}
+
+impl Hop {
+    /// The name used in JSON, labels and text.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Encapsulated => "encapsulated",
+            Self::LeftNic => "left-nic",
+            Self::ReachedNic => "reached-nic",
+            Self::Decapsulated => "decapsulated",
+            Self::Delivered => "delivered",
+        }
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.slug())
+    }
+}
+
+/// Where packets vanish: they were seen at `from` and not at `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Segment {
+    /// The last hop where they were seen.
+    pub from: Hop,
+    /// The first hop where they were missing.
+    pub to: Hop,
+}
+
+/// Which sequence numbers were seen: the highest, a mask of the 64 up to it,
+/// and how many in all. The shape of IPsec's anti-replay window (RFC 4303, 3.4.3),
+/// with serial-number arithmetic (RFC 1982) so that it wraps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The highest sequence number seen; meaningless while `count` is 0.
+    pub highest: u32,
+    /// Bit `n` is set when `highest - n` was seen.
+    pub mask: u64,
+    /// Distinct numbers seen, modulo 2^32.
+    pub count: u32,
+}
+
+/// What a window says of one sequence number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was seen.
+    Yes,
+    /// It was not, although the window reaches it or has not got so far yet.
+    No,
+    /// It is older than the window remembers.
+    TooOld,
+}
+
+/// What recording a number did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Newer than all before.
+    Advanced,
+    /// Older than the highest, not seen before.
+    Reordered,
+    /// Seen before.
+    Duplicate,
+    /// Older than the window remembers; not counted.
+    TooOld,
+}
+
+impl Window {
+    /// Numbers that a window remembers.
+    pub const WIDTH: u32 = u64::BITS;
+
+    /// Records that `seq` was seen.
+    pub fn record(&mut self, seq: u32) -> Recorded {
+        if self.count == 0 && self.mask == 0 {
+            *self = Self { highest: seq, mask: 1, count: 1 };
+            return Recorded::Advanced;
+        }
+        let ahead = seq.wrapping_sub(self.highest);
+        if ahead != 0 && ahead < 1 << 31 {
+            self.mask = self.mask.checked_shl(ahead).unwrap_or(0) | 1;
+            self.highest = seq;
+            self.count = self.count.wrapping_add(1);
+            return Recorded::Advanced;
+        }
+        let behind = self.highest.wrapping_sub(seq);
+        if behind >= Self::WIDTH {
+            return Recorded::TooOld;
+        }
+        let bit = 1 << behind;
+        if self.mask & bit != 0 {
+            return Recorded::Duplicate;
+        }
+        self.mask |= bit;
+        self.count = self.count.wrapping_add(1);
+        Recorded::Reordered
+    }
+
+    /// Whether `seq` was seen.
+    #[must_use]
+    pub const fn contains(&self, seq: u32) -> Seen {
+        if self.mask == 0 {
+            return Seen::No;
+        }
+        let behind = self.highest.wrapping_sub(seq);
+        if behind >= 1 << 31 {
+            Seen::No
+        } else if behind >= Self::WIDTH {
+            Seen::TooOld
+        } else if self.mask & (1 << behind) != 0 {
+            Seen::Yes
+        } else {
+            Seen::No
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn wraps_around() {
+        let mut window = Window::default();
+        assert_eq!(window.record(u32::MAX), Recorded::Advanced);
+        assert_eq!(window.record(1), Recorded::Advanced);
+        assert_eq!(window.record(0), Recorded::Reordered);
+        assert_eq!(window.record(0), Recorded::Duplicate);
+        assert_eq!(window.contains(u32::MAX), Seen::Yes);
+        assert_eq!(window.contains(2), Seen::No);
+        assert_eq!(window.count, 3);
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_set(start: u32, steps in prop::collection::vec(0_u32..100, 1..200)) {
+            let mut window = Window::default();
+            let mut seen = std::collections::BTreeSet::new();
+            let mut highest = None::<u64>;
+            // 64-bit twins of the sequence numbers, far from zero.
+            let origin = (1_u64 << 40) + u64::from(start);
+            for step in steps {
+                let wide = (highest.unwrap_or(origin) + u64::from(step)).saturating_sub(50);
+                let expected = match highest {
+                    Some(high) if wide + 64 <= high => Recorded::TooOld,
+                    Some(high) if wide <= high && seen.contains(&wide) => Recorded::Duplicate,
+                    Some(high) if wide <= high => Recorded::Reordered,
+                    _ => Recorded::Advanced,
+                };
+                prop_assert_eq!(window.record((wide & 0xffff_ffff) as u32), expected);
+                if expected != Recorded::TooOld {
+                    seen.insert(wide);
+                    highest = highest.max(Some(wide));
+                }
+            }
+            prop_assert_eq!(window.count as usize, seen.len());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The other nodes.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Encapsulation, IfIndex, Mac, NodeName};
+
+/// A peer's identity: its underlay address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PeerId(pub IpAddr);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who says that a peer exists, in descending authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// The configuration.
+    Configuration,
+    /// A peers file.
+    File,
+    /// The kernel: routes and forwarding entries of tunnels.
+    Kernel,
+}
+
+/// One line of a configured or file-given peer list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerListEntry {
+    /// Underlay address.
+    pub address: IpAddr,
+    /// Node name, where the list gives one.
+    pub name: Option<NodeName>,
+    /// Overlay address, where the list gives one (IPIP has no other local source).
+    pub overlay: Option<IpAddr>,
+}
+
+/// Another node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its identity.
+    pub id: PeerId,
+    /// Its name: from the list, else from its own replies.
+    pub name: Option<NodeName>,
+    /// Who says that it exists.
+    pub origin: Origin,
+    /// The tunnels of this node that lead to it, in order of device index.
+    pub tunnels: Vec<PeerTunnel>,
+    /// Networks routed to it: its pods.
+    pub pod_networks: Vec<IpNet>,
+    /// The kernel no longer knows it; it is remembered until forgotten.
+    pub departed: bool,
+}
+
+/// What this node knows of reaching a peer through one of its tunnels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerTunnel {
+    /// This node's tunnel device.
+    pub index: IfIndex,
+    /// Its encapsulation.
+    pub encapsulation: Encapsulation,
+    /// The peer's overlay address, where probes go.
+    pub overlay: Option<IpAddr>,
+    /// The peer's VTEP MAC as this node believes it (VXLAN).
+    pub mac: Option<Mac>,
+}
+
+impl Peer {
+    /// The name if known, else the address: what people call it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.name {
+            Some(name) => name.to_string(),
+            None => self.id.to_string(),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What probes say of each peer: outcomes joined with the peer's windows and
+//! counted by second and direction.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::probing::{PeerStatus, SendError, Stream};
+use crate::time::Mono;
+
+/// Fates of probes. Undecided ones (still on their way) are in none of the counts but `sent`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Handed to the kernel.
+    pub sent: u32,
+    /// Answered.
+    pub answered: u32,
+    /// Lost on the way to the peer: the peer's window misses them.
+    pub lost_outbound: u32,
+    /// Lost on the way back: the peer's window has them.
+    pub lost_inbound: u32,
+    /// Lost, and no window of the peer tells where.
+    pub lost_undetermined: u32,
+}
+
+impl Tally {
+    /// All losses.
+    #[must_use]
+    pub const fn lost(&self) -> u32 {
+        self.lost_outbound + self.lost_inbound + self.lost_undetermined
+    }
+
+    /// Answered and lost ones.
+    #[must_use]
+    pub const fn decided(&self) -> u32 {
+        self.answered + self.lost()
+    }
+}
+
+/// Round-trip times of the last minute, nanoseconds, without the responder's dwell time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundTrip {
+    /// The shortest.
+    pub min_ns: u64,
+    /// The mean.
+    pub mean_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// The latest.
+    pub last_ns: u64,
+}
+
+/// One stream as rules, metrics and reports see it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StreamView {
+    /// The last few seconds: what hard verdicts rest on.
+    pub recent: Tally,
+    /// Nanoseconds between the first and the last lost probe of `recent`.
+    pub recent_loss_span_ns: u64,
+    /// The last minute.
+    pub minute: Tally,
+    /// Since the agent started.
+    pub total: Total,
+    /// Round-trip times; none without an answer in the last minute.
+    pub round_trip: Option<RoundTrip>,
+    /// When the latest answered probe was answered.
+    pub last_answer: Option<Mono>,
+    /// Gray loss on the way out: the sequential test says that seconds with
+    /// loss are too many for a healthy path.
+    pub gray_outbound: bool,
+    /// Gray loss on the way back.
+    pub gray_inbound: bool,
+    /// Gray loss whose direction nobody can tell.
+    pub gray_undetermined: bool,
+    /// The latest refusal of the local kernel in the recent window, and how many there were.
+    pub refused: Option<(SendError, u32)>,
+    /// The latest ICMP unreachable in the recent window: code and sender.
+    pub unreachable: Option<(u8, IpAddr)>,
+}
+
+/// Counters of a stream since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Total {
+    /// Handed to the kernel.
+    pub sent: u64,
+    /// Answered.
+    pub answered: u64,
+    /// Lost.
+    pub lost: u64,
+    /// Answered more than once.
+    pub duplicates: u64,
+    /// Answered after a later one.
+    pub reordered: u64,
+}
+
+/// One peer as rules, metrics and reports see it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairView {
+    /// Its streams.
+    #[serde(with = "crate::record::map_as_pairs")]
+    pub streams: BTreeMap<Stream, StreamView>,
+    /// What the peer last said of itself, and when.
+    pub status: Option<(Mono, PeerStatus)>,
+}

@@ -1,0 +1,24 @@
+//! What is expected of this node, and the limits to judge by: the part of the
+//! configuration that the core needs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::PeerListEntry;
+
+/// Expectations and limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Peers named in the configuration; they rank above the peers file.
+    pub peers: Vec<PeerListEntry>,
+    /// Seconds for which a peer that the kernel no longer knows is remembered.
+    pub forget_departed_seconds: u32,
+    /// Probes per second in the steady state; confirmation bursts come on top.
+    pub probes_per_second: u16,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { peers: Vec::new(), forget_departed_seconds: 600, probes_per_second: 64 }
+    }
+}

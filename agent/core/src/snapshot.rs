@@ -1,0 +1,92 @@
+//! The immutable observation that one diagnosis is made from.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::assembly::SourceId;
+use crate::fact::{Fact, Gap};
+use crate::model::{
+    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
+    RouteTable, Tunnel,
+};
+use crate::pairs::PairView;
+use crate::probing::ProberCounters;
+use crate::time::{Mono, Now};
+
+/// What was known at one moment. Cheap to clone: collections are shared.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When it was frozen.
+    pub now: Now,
+    /// This node.
+    pub node: NodeIdentity,
+    /// Network devices.
+    pub links: Fact<Arc<BTreeMap<IfIndex, Link>>>,
+    /// Addresses, in order.
+    pub addresses: Fact<Arc<Vec<Address>>>,
+    /// Routes of all tables.
+    pub routes: Fact<Arc<RouteTable>>,
+    /// Policy rules, in order of priority.
+    pub rules: Fact<Arc<Vec<PolicyRule>>>,
+    /// Neighbours.
+    #[serde(with = "crate::record::as_pairs")]
+    pub neighbours: Fact<Arc<BTreeMap<(IfIndex, IpAddr), Neighbour>>>,
+    /// Forwarding entries of VXLAN devices.
+    #[serde(with = "crate::record::as_pairs")]
+    pub fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
+    /// /proc.
+    pub host: Fact<Arc<Host>>,
+    /// Tunnel devices, from links and addresses.
+    pub tunnels: Fact<Arc<Vec<Tunnel>>>,
+    /// The other nodes, in order of address.
+    pub peers: Arc<Vec<Peer>>,
+    /// What probes say of each peer.
+    pub pairs: BTreeMap<PeerId, PairView>,
+    /// How each source fares.
+    pub sources: BTreeMap<SourceId, SourceState>,
+    /// The prober's own health and counters.
+    pub prober: ProberState,
+}
+
+/// Who this node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeIdentity {
+    /// Its name.
+    pub name: Option<NodeName>,
+    /// Changes with each start of the agent.
+    pub epoch: u64,
+    /// The agent's version.
+    pub version: String,
+}
+
+/// How a source fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceState {
+    /// Its current gap; none when its facts are good.
+    pub gap: Option<Gap>,
+    /// What went wrong and the remedy.
+    pub detail: String,
+    /// How long its last run took, nanoseconds.
+    pub duration_ns: u64,
+    /// When it last succeeded.
+    pub last_success: Option<Mono>,
+    /// Runs since start.
+    pub runs: u64,
+    /// Failed runs since start.
+    pub failures: u64,
+}
+
+/// The prober's own state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProberState {
+    /// Since start.
+    pub counters: ProberCounters,
+    /// Until when outcomes are discounted because the prober was starved or
+    /// lost datagrams of its own.
+    pub discounted_until: Option<Mono>,
+    /// The longest delay of a wake-up in the last minute, nanoseconds.
+    pub worst_lag_ns: u64,
+}

@@ -1,0 +1,11 @@
+//! The Overlaywatch agent as a library: the binary's modules, reachable for
+//! tests, fuzzing and benchmarks. ARCHITECTURE.md says who may import whom.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod oneshot;
+pub mod probe;
+pub mod published;
+pub mod serve;
+pub mod source;
