@@ -1,14 +1,20 @@
 //! Updates in, snapshots out: the one place where network state is kept.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::fact::Gap;
+use crate::fact::{Fact, Gap};
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, PeerListEntry, PolicyRule, Route,
-    RouteKey,
+    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer,
+    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
 };
+use crate::outcomes::Outcomes;
+use crate::peers::{Directory, Evidence, forget_ns, own_entry};
 use crate::policy::Policy;
 use crate::probing::{ProbeEvent, ProberCounters};
+use crate::snapshot::{NodeIdentity, ProberState, Snapshot, SourceState};
+use crate::time::{Mono, Now};
 
 /// A source of facts, as labels and gaps name it.
 #[derive(
@@ -123,4 +129,265 @@ pub struct SourceReport {
     pub detail: String,
     /// How long the run took, nanoseconds.
     pub duration_ns: u64,
+}
+
+/// The state of everything that sources tell, folded from their updates.
+#[derive(Debug)]
+pub struct Assembly {
+    node: NodeIdentity,
+    /// The host's name, for when no list names this node.
+    host_name: Option<NodeName>,
+    policy: Policy,
+    file: Option<Vec<PeerListEntry>>,
+    links: Fact<Arc<BTreeMap<IfIndex, Link>>>,
+    addresses: Fact<Arc<Vec<Address>>>,
+    routes: Fact<Arc<RouteTable>>,
+    rules: Fact<Arc<Vec<PolicyRule>>>,
+    neighbours: Fact<Arc<BTreeMap<(IfIndex, IpAddr), Neighbour>>>,
+    fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
+    host: Fact<Arc<Host>>,
+    sources: BTreeMap<SourceId, SourceState>,
+    outcomes: Outcomes,
+    counters: ProberCounters,
+    directory: Directory,
+    underlays: Arc<Vec<IfIndex>>,
+}
+
+impl Assembly {
+    /// Nothing known yet. `node.name` is set where it was configured;
+    /// `host_name` serves where no list names this node.
+    #[must_use]
+    pub fn new(node: NodeIdentity, host_name: Option<NodeName>, policy: Policy) -> Self {
+        Self {
+            node,
+            host_name,
+            policy,
+            file: None,
+            links: Fact::default(),
+            addresses: Fact::default(),
+            routes: Fact::default(),
+            rules: Fact::default(),
+            neighbours: Fact::default(),
+            fdb: Fact::default(),
+            host: Fact::default(),
+            sources: BTreeMap::new(),
+            outcomes: Outcomes::default(),
+            counters: ProberCounters::default(),
+            directory: Directory::default(),
+            underlays: Arc::default(),
+        }
+    }
+
+    /// Expectations and limits in force.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Takes what a source tells.
+    pub fn fold(&mut self, update: Update, at: Mono) {
+        match update {
+            Update::Links(change) => fold_map(&mut self.links, change, at, |link| link.index),
+            Update::Addresses(change) => fold_list(&mut self.addresses, change, at),
+            Update::Routes(change) => fold_routes(&mut self.routes, change, at),
+            Update::Rules(change) => fold_list(&mut self.rules, change, at),
+            Update::Neighbours(change) => {
+                fold_map(&mut self.neighbours, change, at, |n| (n.index, n.address));
+            }
+            Update::Fdb(change) => fold_map(&mut self.fdb, change, at, |entry| entry.key),
+            Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
+            Update::PeersFile(list) => self.file = list,
+            Update::Policy(policy) => self.policy = *policy,
+            Update::Probes(events) => events.into_iter().for_each(|e| self.outcomes.take(e)),
+            Update::ProberCounters(counters) => self.counters = *counters,
+            Update::Source(report) => self.note(report, at),
+        }
+    }
+
+    fn note(&mut self, report: SourceReport, at: Mono) {
+        let state = self.sources.entry(report.source).or_default();
+        state.runs += 1;
+        state.duration_ns = report.duration_ns;
+        state.gap = report.gap;
+        state.detail = report.detail;
+        let Some(gap) = report.gap else {
+            state.last_success = Some(at);
+            return;
+        };
+        state.failures += 1;
+        match report.source {
+            SourceId::Links => self.links = Fact::Missing(gap),
+            SourceId::Addresses => self.addresses = Fact::Missing(gap),
+            SourceId::Routes => self.routes = Fact::Missing(gap),
+            SourceId::Rules => self.rules = Fact::Missing(gap),
+            SourceId::Neighbours => self.neighbours = Fact::Missing(gap),
+            SourceId::Fdb => self.fdb = Fact::Missing(gap),
+            SourceId::Procfs => self.host = Fact::Missing(gap),
+            SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
+        }
+    }
+
+    /// What is known now, as one immutable value.
+    pub fn freeze(&mut self, now: Now) -> Snapshot {
+        self.outcomes.settle();
+        let tunnels = match (&self.links, &self.addresses) {
+            (Fact::Seen { value: links, at }, Fact::Seen { value: addresses, .. }) => {
+                Fact::Seen { value: Arc::new(tunnels(links, addresses)), at: *at }
+            }
+            (Fact::Missing(gap), _) | (_, Fact::Missing(gap)) => Fact::Missing(*gap),
+            _ => Fact::Missing(Gap::NotYet),
+        };
+        let peers = self.resolve_peers(now.mono, tunnels.seen().map_or(&[], |t| t.as_slice()));
+        self.outcomes.retain(|id| peers.binary_search_by_key(&id, |peer| peer.id).is_ok());
+        self.find_underlays(&peers, tunnels.seen().map_or(&[], |t| t.as_slice()));
+        Snapshot {
+            now,
+            node: self.identity(tunnels.seen().map_or(&[], |t| t.as_slice())),
+            links: self.links.clone(),
+            addresses: self.addresses.clone(),
+            routes: self.routes.clone(),
+            rules: self.rules.clone(),
+            neighbours: self.neighbours.clone(),
+            fdb: self.fdb.clone(),
+            host: self.host.clone(),
+            tunnels,
+            underlays: Arc::clone(&self.underlays),
+            peers: Arc::new(peers),
+            pairs: self.outcomes.views(now.mono),
+            sources: self.sources.clone(),
+            prober: ProberState {
+                counters: self.counters.clone(),
+                discounted_until: self.outcomes.discounted_until(),
+                worst_lag_ns: self.outcomes.worst_lag_ns(),
+            },
+        }
+    }
+
+    fn identity(&self, tunnels: &[Tunnel]) -> NodeIdentity {
+        let addresses = self.addresses.seen().map_or(&[][..], |addresses| addresses.as_slice());
+        let entry = own_entry(&self.policy.peers, self.file.as_deref(), addresses);
+        let name = self.node.name.clone().or_else(|| {
+            entry.and_then(|entry| entry.name.clone()).or_else(|| self.host_name.clone())
+        });
+        let is_here = |local: &IpAddr| addresses.iter().any(|a| a.net.addr() == *local);
+        let underlay = entry
+            .map(|entry| entry.address)
+            .or_else(|| tunnels.iter().filter_map(|tunnel| tunnel.local).find(is_here));
+        NodeIdentity { name, underlay, ..self.node.clone() }
+    }
+
+    fn resolve_peers(&mut self, now: Mono, tunnels: &[Tunnel]) -> Vec<Peer> {
+        let (addresses, routes) = (Arc::default(), Arc::default());
+        let (neighbours, fdb) = (Arc::default(), Arc::default());
+        let evidence = Evidence {
+            tunnels,
+            addresses: self.addresses.seen().unwrap_or(&addresses),
+            routes: self.routes.seen().unwrap_or(&routes),
+            neighbours: self.neighbours.seen().unwrap_or(&neighbours),
+            fdb: self.fdb.seen().unwrap_or(&fdb),
+        };
+        self.directory.resolve(
+            now,
+            forget_ns(self.policy.forget_departed_seconds),
+            &self.policy.peers,
+            self.file.as_deref(),
+            &evidence,
+            |peer| self.outcomes.status(peer).map(|(_, status)| status),
+        )
+    }
+
+    /// Devices that lead to peers. A device that goes down loses its routes,
+    /// so what was found last stays in force until something else is found.
+    fn find_underlays(&mut self, peers: &[Peer], tunnels: &[Tunnel]) {
+        let (Some(routes), Some(links)) = (self.routes.seen(), self.links.seen()) else { return };
+        let is_tunnel = |index: IfIndex| {
+            links
+                .get(&index)
+                .is_some_and(|l| matches!(l.kind, LinkKind::Vxlan(_) | LinkKind::Ipip(_)))
+        };
+        let mut found: Vec<IfIndex> = peers
+            .iter()
+            .filter_map(|peer| routes.lookup(table::MAIN, peer.id.0)?.next_hop.device)
+            .chain(tunnels.iter().filter_map(|tunnel| tunnel.underlay))
+            .filter(|&index| !is_tunnel(index))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        if !found.is_empty() {
+            self.underlays = Arc::new(found);
+        }
+    }
+}
+
+fn fold_map<K: Ord + Clone, V: Clone>(
+    fact: &mut Fact<Arc<BTreeMap<K, V>>>,
+    change: Change<K, V>,
+    at: Mono,
+    key: impl Fn(&V) -> K,
+) {
+    match change {
+        Change::Replace(all) => {
+            let map = all.into_iter().map(|value| (key(&value), value)).collect();
+            *fact = Fact::Seen { value: Arc::new(map), at };
+        }
+        // A change without a complete picture before it proves nothing.
+        Change::Upsert(value) => {
+            if let Fact::Seen { value: map, at: seen } = fact {
+                Arc::make_mut(map).insert(key(&value), value);
+                *seen = at;
+            }
+        }
+        Change::Remove(key) => {
+            if let Fact::Seen { value: map, at: seen } = fact {
+                Arc::make_mut(map).remove(&key);
+                *seen = at;
+            }
+        }
+    }
+}
+
+fn fold_list<T: Ord + Clone>(fact: &mut Fact<Arc<Vec<T>>>, change: Change<T, T>, at: Mono) {
+    match change {
+        Change::Replace(mut all) => {
+            all.sort_unstable();
+            *fact = Fact::Seen { value: Arc::new(all), at };
+        }
+        Change::Upsert(item) => {
+            if let Fact::Seen { value: list, at: seen } = fact {
+                if let Err(position) = list.binary_search(&item) {
+                    Arc::make_mut(list).insert(position, item);
+                }
+                *seen = at;
+            }
+        }
+        Change::Remove(item) => {
+            if let Fact::Seen { value: list, at: seen } = fact {
+                if let Ok(position) = list.binary_search(&item) {
+                    Arc::make_mut(list).remove(position);
+                }
+                *seen = at;
+            }
+        }
+    }
+}
+
+fn fold_routes(fact: &mut Fact<Arc<RouteTable>>, change: Change<RouteKey, Route>, at: Mono) {
+    match change {
+        Change::Replace(all) => {
+            let map = all.into_iter().map(|route| (route.key, route)).collect();
+            *fact = Fact::Seen { value: Arc::new(RouteTable(map)), at };
+        }
+        Change::Upsert(route) => {
+            if let Fact::Seen { value, at: seen } = fact {
+                Arc::make_mut(value).0.insert(route.key, route);
+                *seen = at;
+            }
+        }
+        Change::Remove(key) => {
+            if let Fact::Seen { value, at: seen } = fact {
+                Arc::make_mut(value).0.remove(&key);
+                *seen = at;
+            }
+        }
+    }
 }

@@ -1,12 +1,22 @@
 //! From observations to a diagnosis: run the rules, keep the ledger, sum up.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::assembly::SourceId;
-use crate::fact::Gap;
+use crate::catalog::{Code, Severity};
+use crate::delta::Delta;
+use crate::fact::{Fact, Gap};
 use crate::finding::{Finding, FindingKey};
-use crate::model::PeerId;
-use crate::time::Wall;
+use crate::ledger::Ledger;
+use crate::model::{Peer, PeerId};
+use crate::policy::Policy;
+use crate::probing::Stream;
+use crate::rules;
+use crate::snapshot::Snapshot;
+use crate::time::{Mono, SECOND, Wall};
 
 /// The verdict on a node in one word; the RFC draft for health checks
 /// (draft-inadarei-api-health-check) names the first three.
@@ -108,4 +118,169 @@ pub struct Diagnosis {
     pub peers: Vec<PeerVerdict>,
     /// What could not be seen.
     pub gaps: Vec<GapReport>,
+}
+
+/// How far back the earlier observation of a [`Delta`] lies.
+const DELTA_NS: u64 = 5 * SECOND;
+/// A peer that answered within this time is known to be reachable: the
+/// sparsest pair of the largest mesh is probed more often.
+const PROOF_NS: u64 = 120 * SECOND;
+
+/// Turns one observation after the other into diagnoses.
+#[derive(Debug, Default)]
+pub struct Diagnoser {
+    ledger: Ledger,
+    /// Observations of the last seconds, without their large collections.
+    history: VecDeque<Arc<Snapshot>>,
+    status: Option<(Status, Wall)>,
+}
+
+impl Diagnoser {
+    /// Takes the next observation.
+    pub fn evaluate(&mut self, snapshot: &Snapshot, policy: &Policy) -> Diagnosis {
+        let now = snapshot.now;
+        while self.history.front().is_some_and(|old| now.mono.since(old.now.mono) > DELTA_NS) {
+            self.history.pop_front();
+        }
+        let before = self.history.front().cloned();
+        let delta = Delta { before: before.as_deref(), now: snapshot };
+        let findings = self.ledger.update(now, rules::run(delta, policy));
+        self.history.push_back(Arc::new(light(snapshot)));
+        let diagnosis = sum_up(snapshot, findings, now.wall);
+        let since = match self.status {
+            Some((status, since)) if status == diagnosis.status => since,
+            _ => now.wall,
+        };
+        self.status = Some((diagnosis.status, since));
+        Diagnosis { since, ..diagnosis }
+    }
+
+    /// The earlier observation that the next evaluation compares with, for recordings.
+    #[must_use]
+    pub fn before(&self) -> Option<&Arc<Snapshot>> {
+        self.history.front()
+    }
+}
+
+/// What a [`Delta`] needs of its earlier observation; the rest may be large.
+fn light(snapshot: &Snapshot) -> Snapshot {
+    Snapshot {
+        routes: Fact::default(),
+        rules: Fact::default(),
+        neighbours: Fact::default(),
+        fdb: Fact::default(),
+        peers: Arc::default(),
+        pairs: std::collections::BTreeMap::new(),
+        ..snapshot.clone()
+    }
+}
+
+/// Judges a recording: as [`Diagnoser`], but at once and without dwell times,
+/// since a recording holds one moment.
+#[must_use]
+pub fn replay(before: Option<&Snapshot>, now: &Snapshot, policy: &Policy) -> Diagnosis {
+    let mut ledger = Ledger::default();
+    let verdicts = || rules::run(Delta { before, now }, policy);
+    let mut findings = Vec::new();
+    // The longest dwell time of the catalog, in steps that a live agent would make.
+    let longest = crate::catalog::CATALOG.iter().map(|entry| entry.raise_after_ms).max();
+    for step in 0..=2 {
+        let mut at = now.now;
+        at.mono = at.mono.plus(u64::from(longest.unwrap_or(0)) * SECOND / 1_000 * step);
+        findings = ledger.update(at, verdicts());
+    }
+    findings.iter_mut().for_each(|active| active.since = now.now.wall);
+    sum_up(now, findings, now.now.wall)
+}
+
+fn sum_up(snapshot: &Snapshot, findings: Vec<Active>, since: Wall) -> Diagnosis {
+    let peers: Vec<PeerVerdict> = snapshot
+        .peers
+        .iter()
+        .map(|peer| PeerVerdict { peer: peer.id, state: peer_state(snapshot, peer, &findings) })
+        .collect();
+    let gaps = gaps(snapshot);
+    let status = status(snapshot, &findings, &peers);
+    Diagnosis { status, since, findings, peers, gaps }
+}
+
+fn status(snapshot: &Snapshot, findings: &[Active], peers: &[PeerVerdict]) -> Status {
+    let worst = findings
+        .iter()
+        .filter(|active| active.parent.is_none())
+        .map(|active| active.finding.code.entry().severity)
+        .max();
+    let blind = [
+        snapshot.links.gap(),
+        snapshot.addresses.gap(),
+        snapshot.routes.gap(),
+        snapshot.neighbours.gap(),
+        snapshot.fdb.gap(),
+    ];
+    let undecided = peers.is_empty()
+        || peers.iter().any(|verdict| verdict.state == PeerState::Unknown)
+        || blind.iter().any(Option::is_some);
+    match worst {
+        Some(Severity::Critical) => Status::Fail,
+        Some(Severity::Warning) => Status::Warn,
+        _ if undecided => Status::Unknown,
+        _ => Status::Pass,
+    }
+}
+
+fn peer_state(snapshot: &Snapshot, peer: &Peer, findings: &[Active]) -> PeerState {
+    let worst = findings
+        .iter()
+        .filter(|active| active.finding.subject.peer() == Some(peer.id))
+        .filter(|active| active.finding.code != Code::AgentSilent)
+        .map(|active| active.finding.code.entry().severity)
+        .max();
+    match worst {
+        Some(Severity::Critical) => PeerState::Broken,
+        Some(Severity::Warning) => PeerState::Degraded,
+        _ if is_proved(snapshot, peer) => PeerState::Healthy,
+        _ => PeerState::Unknown,
+    }
+}
+
+/// Whether the peer answered lately through the underlay and through every
+/// tunnel that leads to it, and nothing was lost since.
+fn is_proved(snapshot: &Snapshot, peer: &Peer) -> bool {
+    let now: Mono = snapshot.now.mono;
+    let Some(pair) = snapshot.pairs.get(&peer.id) else { return false };
+    let answers = |stream: Stream| {
+        pair.streams.get(&stream).is_some_and(|view| {
+            view.run.lost() < 3 && view.last_answer.is_some_and(|at| now.since(at) <= PROOF_NS)
+        })
+    };
+    let has_own_tunnel = snapshot.tunnels.seen().is_some_and(|tunnels| !tunnels.is_empty());
+    let peer_has_tunnel =
+        pair.status.as_ref().is_some_and(|(_, status)| !status.tunnels.is_empty());
+    // Where one side has a tunnel and nothing leads through it, nothing is proved.
+    let leads_nowhere = peer.tunnels.is_empty() && (has_own_tunnel || peer_has_tunnel);
+    !leads_nowhere
+        && answers(Stream::Underlay)
+        && peer.tunnels.iter().all(|leads| answers(Stream::Small(leads.encapsulation)))
+}
+
+fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
+    let mut gaps: Vec<GapReport> = snapshot
+        .sources
+        .iter()
+        .filter_map(|(&source, state)| {
+            Some(GapReport { source, gap: state.gap?, detail: state.detail.clone() })
+        })
+        .collect();
+    if snapshot.prober.discounted_until.is_some() {
+        gaps.push(GapReport {
+            source: SourceId::Probe,
+            gap: Gap::TimedOut,
+            detail: format!(
+                "the prober was starved (woken up to {} ms late, or its sockets overflowed): \
+                 losses of that time are not counted; give the service more CPU",
+                snapshot.prober.worst_lag_ns / crate::time::MILLISECOND
+            ),
+        });
+    }
+    gaps
 }

@@ -6,15 +6,22 @@
 
 pub mod assembly;
 pub mod catalog;
+pub mod delta;
 pub mod diagnose;
 pub mod fact;
 pub mod finding;
 pub mod ladder;
+pub mod ledger;
 pub mod model;
+mod outcomes;
 pub mod pairs;
+mod peers;
+pub mod plan;
 pub mod policy;
 pub mod probing;
 pub mod record;
 pub mod report;
+pub mod rules;
 pub mod snapshot;
+pub mod statistics;
 pub mod time;

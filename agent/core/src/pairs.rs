@@ -54,10 +54,10 @@ pub struct RoundTrip {
 /// One stream as rules, metrics and reports see it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StreamView {
-    /// The last few seconds: what hard verdicts rest on.
+    /// The last five seconds.
     pub recent: Tally,
-    /// Nanoseconds between the first and the last lost probe of `recent`.
-    pub recent_loss_span_ns: u64,
+    /// The unbroken run of losses up to now: what hard verdicts rest on.
+    pub run: Run,
     /// The last minute.
     pub minute: Tally,
     /// Since the agent started.
@@ -73,10 +73,41 @@ pub struct StreamView {
     pub gray_inbound: bool,
     /// Gray loss whose direction nobody can tell.
     pub gray_undetermined: bool,
+    /// Some loss is on record that is not yet enough for a verdict.
+    pub suspicious: bool,
     /// The latest refusal of the local kernel in the recent window, and how many there were.
     pub refused: Option<(SendError, u32)>,
     /// The latest ICMP unreachable in the recent window: code and sender.
     pub unreachable: Option<(u8, IpAddr)>,
+}
+
+/// Losses since the latest answered probe, by time of sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Lost on the way to the peer.
+    pub outbound: u32,
+    /// Lost on the way back.
+    pub inbound: u32,
+    /// Lost, nobody can tell where.
+    pub undetermined: u32,
+    /// When the first of them was sent.
+    pub first: Mono,
+    /// When the last of them was sent.
+    pub last: Mono,
+}
+
+impl Run {
+    /// How many.
+    #[must_use]
+    pub const fn lost(&self) -> u32 {
+        self.outbound + self.inbound + self.undetermined
+    }
+
+    /// Nanoseconds between the first and the last.
+    #[must_use]
+    pub const fn span_ns(&self) -> u64 {
+        self.last.since(self.first)
+    }
 }
 
 /// Counters of a stream since the agent started.

@@ -1,6 +1,105 @@
 //! Recordings: a snapshot as a file. A bug report is a recording, and a
 //! recording is a test.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fact::Fact;
+use crate::model::{IfIndex, Route, RouteTable, table};
+use crate::snapshot::Snapshot;
+
+/// The version of this file format.
+pub const VERSION: u32 = 1;
+/// Routes that a recording holds at most.
+const MAX_ROUTES: usize = 4_096;
+
+/// A recorded moment, with an earlier one to compare it with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Recording {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The earlier observation, a few seconds before.
+    pub before: Option<Snapshot>,
+    /// The observation.
+    pub now: Snapshot,
+}
+
+/// Why a recording cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Not JSON, or not of this shape.
+    #[error("not a recording: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Written by another version of this program.
+    #[error("recording of version {0}, this program reads version {VERSION}")]
+    ForeignVersion(u64),
+}
+
+impl Recording {
+    /// A recording of `now`. Of very many routes only those are kept that
+    /// lead into tunnels, to peers, or everywhere.
+    #[must_use]
+    pub fn new(before: Option<&Snapshot>, now: &Snapshot) -> Self {
+        Self { version: VERSION, before: before.map(trimmed), now: trimmed(now) }
+    }
+
+    /// As JSON.
+    ///
+    /// # Errors
+    /// When a value cannot be written as JSON, which no snapshot causes.
+    pub fn to_json(&self) -> Result<String, RecordError> {
+        Ok(serde_json::to_string(self)?)
+    }
+
+    /// From JSON.
+    ///
+    /// # Errors
+    /// When the text is not a recording, or of another version.
+    pub fn from_json(text: &str) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u64,
+        }
+        let Versioned { version } = serde_json::from_str(text)?;
+        if version != u64::from(VERSION) {
+            return Err(RecordError::ForeignVersion(version));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+}
+
+fn trimmed(snapshot: &Snapshot) -> Snapshot {
+    let mut snapshot = snapshot.clone();
+    let Fact::Seen { value: routes, at } = &snapshot.routes else { return snapshot };
+    if routes.0.len() <= MAX_ROUTES {
+        return snapshot;
+    }
+    let tunnels: Vec<IfIndex> =
+        snapshot.tunnels.seen().map(|t| t.iter().map(|t| t.index).collect()).unwrap_or_default();
+    let matters = |route: &Route| {
+        route.key.destination.prefix_len() == 0
+            || route.next_hop.device.is_some_and(|device| tunnels.contains(&device))
+            || (route.key.table != table::LOCAL
+                && snapshot.peers.iter().any(|peer| {
+                    route.key.destination.contains(&peer.id.0)
+                        || peer.pod_networks.iter().any(|pods| {
+                            pods.contains(&route.key.destination)
+                                || route.key.destination.contains(pods)
+                        })
+                }))
+    };
+    let kept = routes
+        .0
+        .iter()
+        .filter(|(_, route)| matters(route))
+        .take(MAX_ROUTES)
+        .map(|(key, route)| (*key, route.clone()))
+        .collect();
+    snapshot.routes = Fact::Seen { value: Arc::new(RouteTable(kept)), at: *at };
+    snapshot
+}
+
 /// JSON has only text for keys; maps with structured keys are written as
 /// lists of pairs.
 pub(crate) mod map_as_pairs {

@@ -41,10 +41,13 @@ pub struct Snapshot {
     pub host: Fact<Arc<Host>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
+    /// Devices below the tunnels: those that lead to peers, remembered while
+    /// no route tells.
+    pub underlays: Arc<Vec<IfIndex>>,
     /// The other nodes, in order of address.
     pub peers: Arc<Vec<Peer>>,
     /// What probes say of each peer.
-    pub pairs: BTreeMap<PeerId, PairView>,
+    pub pairs: BTreeMap<PeerId, Arc<PairView>>,
     /// How each source fares.
     pub sources: BTreeMap<SourceId, SourceState>,
     /// The prober's own health and counters.
@@ -56,6 +59,8 @@ pub struct Snapshot {
 pub struct NodeIdentity {
     /// Its name.
     pub name: Option<NodeName>,
+    /// Its underlay address: the one that a list names, else its tunnels' source.
+    pub underlay: Option<IpAddr>,
     /// Changes with each start of the agent.
     pub epoch: u64,
     /// The agent's version.

@@ -64,6 +64,8 @@ pub struct Peer {
 pub struct PeerTunnel {
     /// This node's tunnel device.
     pub index: IfIndex,
+    /// Its name.
+    pub device: String,
     /// Its encapsulation.
     pub encapsulation: Encapsulation,
     /// The peer's overlay address, where probes go.

@@ -1,0 +1,146 @@
+//! Findings over time: raised when they last, cleared when they are gone for
+//! good, and each consequence put under its cause.
+
+use std::collections::BTreeMap;
+
+use crate::diagnose::Active;
+use crate::finding::{Finding, FindingKey, Subject};
+use crate::rules::Verdicts;
+use crate::time::{MILLISECOND, Mono, Now, SECOND};
+
+/// Evaluations that must agree before anything is raised.
+const EVALUATIONS: u32 = 2;
+
+#[derive(Clone, Debug)]
+struct Entry {
+    finding: Finding,
+    first_seen: Mono,
+    last_seen: Mono,
+    evaluations: u32,
+    raised: bool,
+    parent: Option<FindingKey>,
+}
+
+/// All findings that are in force or on their way to it.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    entries: BTreeMap<FindingKey, Entry>,
+}
+
+impl Ledger {
+    /// Takes one evaluation and gives what is in force after it: most severe
+    /// first, then oldest first.
+    pub fn update(&mut self, now: Now, verdicts: Verdicts) -> Vec<Active> {
+        let at = now.mono;
+        for entry in self.entries.values_mut() {
+            // What cannot be judged is not gone.
+            if verdicts.blind.contains(&entry.finding.code) {
+                entry.last_seen = at;
+            }
+        }
+        for finding in verdicts.findings {
+            let entry = self.entries.entry(finding.key()).or_insert_with(|| Entry {
+                finding: finding.clone(),
+                first_seen: at,
+                last_seen: at,
+                evaluations: 0,
+                raised: false,
+                parent: None,
+            });
+            entry.finding = finding;
+            entry.last_seen = at;
+            entry.evaluations = entry.evaluations.saturating_add(1);
+        }
+        self.expire(at);
+        self.find_parents();
+        self.raise(at);
+        self.in_force(now)
+    }
+
+    fn expire(&mut self, at: Mono) {
+        self.entries.retain(|_, entry| {
+            if entry.last_seen == at {
+                return true;
+            }
+            // A consequence goes when it is no longer seen: its cause keeps watch.
+            if !entry.raised || entry.parent.is_some() {
+                return false;
+            }
+            let dwell = u64::from(entry.finding.code.entry().clear_after_seconds) * SECOND;
+            at.since(entry.last_seen) < dwell
+        });
+    }
+
+    fn find_parents(&mut self) {
+        let parents: Vec<(FindingKey, Option<FindingKey>)> = self
+            .entries
+            .iter()
+            .map(|(key, _)| {
+                let parent = key.code.entry().parents.iter().find_map(|&code| {
+                    self.entries
+                        .keys()
+                        .find(|other| other.code == code && covers(&other.subject, &key.subject))
+                });
+                (key.clone(), parent.cloned())
+            })
+            .collect();
+        for (key, parent) in parents {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.parent = parent;
+            }
+        }
+    }
+
+    fn raise(&mut self, at: Mono) {
+        let raised: Vec<FindingKey> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| {
+                let dwell = u64::from(entry.finding.code.entry().raise_after_ms) * MILLISECOND;
+                entry.evaluations >= EVALUATIONS && at.since(entry.first_seen) >= dwell
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in raised {
+            // Held back while its possible cause is not yet sure of itself.
+            let held = self
+                .entries
+                .get(&key)
+                .and_then(|entry| entry.parent.as_ref())
+                .and_then(|parent| self.entries.get(parent))
+                .is_some_and(|parent| !parent.raised);
+            if let Some(entry) = self.entries.get_mut(&key).filter(|_| !held) {
+                entry.raised = true;
+            }
+        }
+    }
+
+    fn in_force(&self, now: Now) -> Vec<Active> {
+        let mut active: Vec<Active> = self
+            .entries
+            .values()
+            .filter(|entry| entry.raised)
+            .map(|entry| Active {
+                finding: entry.finding.clone(),
+                since: now.wall_of(entry.first_seen),
+                parent: entry.parent.clone(),
+            })
+            .collect();
+        active.sort_by_key(|active| {
+            (std::cmp::Reverse(active.finding.code.entry().severity), active.since)
+        });
+        active
+    }
+}
+
+/// Whether a cause on `wide` can have `narrow` as its consequence.
+fn covers(wide: &Subject, narrow: &Subject) -> bool {
+    match (wide, narrow) {
+        (Subject::Node | Subject::Device { .. }, _) => true,
+        (
+            Subject::Pair { peer: wide, encapsulation: any },
+            Subject::Pair { peer: narrow, encapsulation: one },
+        ) => wide == narrow && (any.is_none() || one.is_none() || any == one),
+        (Subject::Pair { .. }, Subject::Node | Subject::Device { .. }) => false,
+    }
+}

@@ -1,0 +1,550 @@
+//! Folds probe events into per-stream outcomes: joins each probe with its
+//! reply, or with the peer's window when there is none.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::ladder::{Recorded, Seen, Window};
+use crate::model::PeerId;
+use crate::pairs::{PairView, RoundTrip, Run, StreamView, Tally, Total};
+use crate::probing::{PeerStatus, ProbeEvent, SendError, Stream};
+use crate::statistics::Sequential;
+use crate::time::{MILLISECOND, Mono, SECOND};
+
+/// How long single probes are remembered: a late reply within it still counts.
+const PROBE_MEMORY_NS: u64 = 10 * SECOND;
+/// Single probes remembered per stream; the oldest make way.
+const PROBES_KEPT: usize = 256;
+/// The window of [`StreamView::recent`].
+const RECENT_NS: u64 = 5 * SECOND;
+/// The window of [`StreamView::minute`], seconds.
+const MINUTE_SECONDS: u64 = 60;
+/// A run of losses this long is a dead path, not a gray one: it has a verdict of its own.
+pub(crate) const DEAD_RUN: u32 = 8;
+/// A second is judged when late replies had this long to come in, seconds.
+const SETTLED_AFTER_SECONDS: u64 = 3;
+/// A probe unanswered for this long is lost, unless the path is known to be slower.
+const TIMEOUT_NS: u64 = 500 * MILLISECOND;
+/// The longest timeout, for a path that is known to be slow or not known at all.
+const LONGEST_TIMEOUT_NS: u64 = 2 * SECOND;
+/// A wake-up later than this means that the prober was starved.
+const STARVED_LAG_NS: u64 = 200 * MILLISECOND;
+/// After starvation, outcomes are not counted for this long.
+const DISCOUNT_NS: u64 = SECOND;
+/// A view without new events is made anew after this long, as its windows slide.
+const VIEW_AGE_NS: u64 = 2 * SECOND;
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Pending,
+    Answered,
+    LostOutbound,
+    LostInbound,
+    LostUndetermined,
+    /// Not counted: the prober itself was unwell.
+    Discounted,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    /// None for one that the kernel refused.
+    seq: Option<u32>,
+    at: Mono,
+    fate: Fate,
+}
+
+/// One second of a stream, by time of sending.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    second: u64,
+    tally: Tally,
+    rtt_sum_ns: u64,
+    rtt_min_ns: u64,
+    rtt_max_ns: u64,
+    judged: bool,
+}
+
+#[derive(Debug, Default)]
+struct StreamState {
+    probes: VecDeque<Probe>,
+    buckets: VecDeque<Bucket>,
+    run: Run,
+    /// When the latest-sent answered probe was sent.
+    answered_until: Mono,
+    last_answer: Option<Mono>,
+    last_rtt_ns: u64,
+    outbound: Sequential,
+    inbound: Sequential,
+    undetermined: Sequential,
+    answered: Window,
+    total: Total,
+    refused: VecDeque<(Mono, SendError)>,
+    unreachable: Option<(Mono, u8, IpAddr)>,
+}
+
+#[derive(Debug, Default)]
+struct PairState {
+    streams: BTreeMap<Stream, StreamState>,
+    status: Option<(Mono, PeerStatus)>,
+    view: Arc<PairView>,
+    viewed: Mono,
+    dirty: bool,
+}
+
+/// The outcomes of all pairs.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes {
+    pairs: BTreeMap<PeerId, PairState>,
+    /// Until when the prober has told everything that it received.
+    horizon: Mono,
+    discounted_until: Option<Mono>,
+    /// Worst lag by minute halves: (since, this half, the half before).
+    lag: (Mono, u64, u64),
+}
+
+impl Outcomes {
+    /// Takes one event.
+    pub(crate) fn take(&mut self, event: ProbeEvent) {
+        match event {
+            ProbeEvent::Sent { peer, stream, seq, at } => {
+                self.stream(peer, stream).sent(Some(seq), at);
+            }
+            ProbeEvent::NotSent { peer, stream, at, error } => {
+                self.stream(peer, stream).refuse(at, error);
+            }
+            ProbeEvent::Reply { peer, stream, seq, at, rtt_ns, status } => {
+                self.stream(peer, stream).reply(seq, at, rtt_ns);
+                if let (Some(status), Some(pair)) = (status, self.pairs.get_mut(&peer)) {
+                    pair.heard(at, *status);
+                }
+            }
+            ProbeEvent::Unreachable { peer, stream, at, code, from } => {
+                self.stream(peer, stream).unreachable = Some((at, code, from));
+            }
+            ProbeEvent::Observed { at, lag_ns, socket_drops } => {
+                self.observed(at, lag_ns, socket_drops);
+            }
+        }
+    }
+
+    /// Declares probes lost whose time is up, and judges settled seconds.
+    pub(crate) fn settle(&mut self) {
+        let horizon = self.horizon;
+        let discounted_until = self.discounted_until;
+        for pair in self.pairs.values_mut() {
+            let status = pair.status.as_ref();
+            for (&stream, state) in &mut pair.streams {
+                pair.dirty |= state.settle(stream, horizon, discounted_until, status);
+            }
+        }
+    }
+
+    /// Forgets all pairs but these.
+    pub(crate) fn retain(&mut self, keep: impl Fn(PeerId) -> bool) {
+        self.pairs.retain(|&peer, _| keep(peer));
+    }
+
+    /// What the peer last said of itself.
+    pub(crate) fn status(&self, peer: PeerId) -> Option<&(Mono, PeerStatus)> {
+        self.pairs.get(&peer)?.status.as_ref()
+    }
+
+    /// Until when outcomes are not counted because the prober is unwell.
+    pub(crate) fn discounted_until(&self) -> Option<Mono> {
+        self.discounted_until.filter(|&until| until > self.horizon)
+    }
+
+    /// The longest delay of a wake-up in the last minute.
+    pub(crate) fn worst_lag_ns(&self) -> u64 {
+        self.lag.1.max(self.lag.2)
+    }
+
+    /// All pairs as rules see them. Views of pairs in which nothing happened are shared.
+    pub(crate) fn views(&mut self, now: Mono) -> BTreeMap<PeerId, Arc<PairView>> {
+        for pair in self.pairs.values_mut() {
+            if pair.dirty || now.since(pair.viewed) >= VIEW_AGE_NS {
+                pair.view = Arc::new(PairView {
+                    streams: pair.streams.iter().map(|(&s, state)| (s, state.view(now))).collect(),
+                    status: pair.status.clone(),
+                });
+                pair.viewed = now;
+                pair.dirty = false;
+            }
+        }
+        self.pairs.iter().map(|(&peer, pair)| (peer, Arc::clone(&pair.view))).collect()
+    }
+
+    fn stream(&mut self, peer: PeerId, stream: Stream) -> &mut StreamState {
+        let pair = self.pairs.entry(peer).or_default();
+        pair.dirty = true;
+        pair.streams.entry(stream).or_default()
+    }
+
+    fn observed(&mut self, at: Mono, lag_ns: u64, socket_drops: u32) {
+        self.horizon = self.horizon.max(at);
+        let (since, now, _) = self.lag;
+        self.lag = if at.since(since) > 30 * SECOND {
+            (at, lag_ns, now)
+        } else {
+            (since, now.max(lag_ns), self.lag.2)
+        };
+        if lag_ns < STARVED_LAG_NS && socket_drops == 0 {
+            return;
+        }
+        // Whatever was on its way while nobody looked may have been lost here.
+        let from = at.minus(lag_ns + LONGEST_TIMEOUT_NS);
+        self.discounted_until = Some(at.plus(DISCOUNT_NS));
+        for pair in self.pairs.values_mut() {
+            pair.dirty = true;
+            for state in pair.streams.values_mut() {
+                state.discount(from, socket_drops > 0);
+            }
+        }
+    }
+}
+
+impl PairState {
+    fn heard(&mut self, at: Mono, status: PeerStatus) {
+        let restarted = self.status.as_ref().is_some_and(|(_, old)| old.epoch != status.epoch);
+        if restarted {
+            // What was lost while the peer's agent was away says nothing of the network.
+            for state in self.streams.values_mut() {
+                state.forgive();
+            }
+        } else {
+            for (stream, state) in &mut self.streams {
+                let window = window_of(&status, *stream);
+                state.resolve(at, window);
+            }
+        }
+        if self.status.as_ref().is_none_or(|(old, _)| *old <= at) {
+            self.status = Some((at, status));
+        }
+    }
+}
+
+fn window_of(status: &PeerStatus, stream: Stream) -> Option<Window> {
+    status.windows.iter().find(|(known, _)| *known == stream).map(|(_, window)| *window)
+}
+
+/// How a lost probe was lost, as the peer's window received at `heard` tells.
+fn locate(probe: &Probe, heard: Mono, window: Option<Window>) -> Fate {
+    let Some(seq) = probe.seq else { return Fate::LostOutbound };
+    if heard <= probe.at {
+        return Fate::LostUndetermined;
+    }
+    // A peer that has no window for the stream never received any of it.
+    match window.map_or(Seen::No, |window| window.contains(seq)) {
+        Seen::Yes => Fate::LostInbound,
+        Seen::No => Fate::LostOutbound,
+        Seen::TooOld => Fate::LostUndetermined,
+    }
+}
+
+impl StreamState {
+    fn sent(&mut self, seq: Option<u32>, at: Mono) {
+        self.total.sent += 1;
+        self.probes.push_back(Probe { seq, at, fate: Fate::Pending });
+        if let Some(bucket) = self.bucket(at) {
+            bucket.tally.sent += 1;
+        }
+        while self.probes.len() > PROBES_KEPT {
+            self.probes.pop_front();
+        }
+    }
+
+    fn refuse(&mut self, at: Mono, error: SendError) {
+        if error == SendError::Busy {
+            return;
+        }
+        self.sent(None, at);
+        self.refused.push_back((at, error));
+        if let Some(last) = self.probes.len().checked_sub(1) {
+            self.set_fate(last, Fate::LostOutbound);
+        }
+    }
+
+    fn reply(&mut self, seq: u32, at: Mono, rtt_ns: u64) {
+        match self.answered.record(seq) {
+            Recorded::Advanced => {}
+            Recorded::Reordered => self.total.reordered += 1,
+            Recorded::Duplicate => {
+                self.total.duplicates += 1;
+                return;
+            }
+            Recorded::TooOld => return,
+        }
+        let Some(position) = self.probes.iter().rposition(|probe| probe.seq == Some(seq)) else {
+            return;
+        };
+        self.set_fate(position, Fate::Answered);
+        self.last_answer = self.last_answer.max(Some(at));
+        self.last_rtt_ns = rtt_ns;
+        let sent_at = self.probes.get(position).map_or(at, |probe| probe.at);
+        if let Some(bucket) = self.bucket(sent_at) {
+            bucket.rtt_sum_ns = bucket.rtt_sum_ns.saturating_add(rtt_ns);
+            bucket.rtt_max_ns = bucket.rtt_max_ns.max(rtt_ns);
+            bucket.rtt_min_ns = match bucket.rtt_min_ns {
+                0 => rtt_ns,
+                known => known.min(rtt_ns),
+            };
+        }
+    }
+
+    /// A new window of the peer: losses that nobody could place may be placed now.
+    fn resolve(&mut self, heard: Mono, window: Option<Window>) {
+        for position in 0..self.probes.len() {
+            let Some(probe) = self.probes.get(position) else { continue };
+            if probe.fate == Fate::LostUndetermined {
+                let fate = locate(probe, heard, window);
+                self.set_fate(position, fate);
+            }
+        }
+    }
+
+    /// The peer's agent restarted: nothing before counts.
+    fn forgive(&mut self) {
+        for position in 0..self.probes.len() {
+            self.set_fate(position, Fate::Discounted);
+        }
+        self.run = Run::default();
+    }
+
+    /// The prober was unwell since `from`: what was lost then is not counted;
+    /// what is on its way may still be answered, unless datagrams were dropped.
+    fn discount(&mut self, from: Mono, pending_too: bool) {
+        for position in (0..self.probes.len()).rev() {
+            let Some(probe) = self.probes.get(position) else { continue };
+            if probe.at < from {
+                break;
+            }
+            let lost = !matches!(probe.fate, Fate::Pending | Fate::Answered);
+            if probe.seq.is_some() && (lost || (pending_too && probe.fate == Fate::Pending)) {
+                self.set_fate(position, Fate::Discounted);
+            }
+        }
+    }
+
+    fn timeout_ns(&self) -> u64 {
+        match self.last_answer {
+            None => LONGEST_TIMEOUT_NS / 2,
+            Some(_) => (self.last_rtt_ns * 4).clamp(TIMEOUT_NS, LONGEST_TIMEOUT_NS),
+        }
+    }
+
+    fn settle(
+        &mut self,
+        stream: Stream,
+        horizon: Mono,
+        discounted_until: Option<Mono>,
+        status: Option<&(Mono, PeerStatus)>,
+    ) -> bool {
+        let timeout = self.timeout_ns();
+        let mut changed = false;
+        // Probes are in order of sending: pending ones stand near the end.
+        let start = self.probes.partition_point(|p| p.at < horizon.minus(PROBE_MEMORY_NS / 2));
+        for position in start..self.probes.len() {
+            let Some(probe) = self.probes.get(position) else { continue };
+            if probe.at.plus(timeout) > horizon {
+                break;
+            }
+            if probe.fate != Fate::Pending {
+                continue;
+            }
+            let fate = match status {
+                _ if discounted_until.is_some_and(|until| probe.at < until) => Fate::Discounted,
+                Some((heard, status)) => locate(probe, *heard, window_of(status, stream)),
+                None => Fate::LostUndetermined,
+            };
+            self.set_fate(position, fate);
+            changed = true;
+        }
+        while self.probes.front().is_some_and(|p| horizon.since(p.at) > PROBE_MEMORY_NS) {
+            self.probes.pop_front();
+        }
+        while self.refused.front().is_some_and(|(at, _)| horizon.since(*at) > RECENT_NS) {
+            self.refused.pop_front();
+            changed = true;
+        }
+        self.judge(horizon.seconds());
+        changed
+    }
+
+    /// Gives settled seconds to the sequential tests and drops old ones.
+    fn judge(&mut self, now_second: u64) {
+        if self.run.lost() >= DEAD_RUN {
+            // Once it is healed, a dead path must not linger as a gray one.
+            self.outbound = Sequential::default();
+            self.inbound = Sequential::default();
+            self.undetermined = Sequential::default();
+            self.buckets.iter_mut().for_each(|bucket| bucket.judged = true);
+        }
+        for bucket in &mut self.buckets {
+            if bucket.second + SETTLED_AFTER_SECONDS >= now_second {
+                break;
+            }
+            if !bucket.judged && bucket.tally.decided() > 0 {
+                self.outbound.observe(bucket.tally.lost_outbound > 0);
+                self.inbound.observe(bucket.tally.lost_inbound > 0);
+                self.undetermined.observe(bucket.tally.lost_undetermined > 0);
+            }
+            bucket.judged = true;
+        }
+        while self.buckets.front().is_some_and(|b| b.second + MINUTE_SECONDS < now_second) {
+            self.buckets.pop_front();
+        }
+    }
+
+    /// Changes a probe's fate and every count that rests on it.
+    fn set_fate(&mut self, position: usize, fate: Fate) {
+        let Some(probe) = self.probes.get_mut(position) else { return };
+        let old = std::mem::replace(&mut probe.fate, fate);
+        let at = probe.at;
+        if old == fate {
+            return;
+        }
+        let totals = &mut self.total;
+        match old {
+            Fate::Answered => totals.answered = totals.answered.saturating_sub(1),
+            Fate::LostOutbound | Fate::LostInbound | Fate::LostUndetermined => {
+                totals.lost = totals.lost.saturating_sub(1);
+            }
+            Fate::Pending | Fate::Discounted => {}
+        }
+        match fate {
+            Fate::Answered => totals.answered += 1,
+            Fate::LostOutbound | Fate::LostInbound | Fate::LostUndetermined => totals.lost += 1,
+            Fate::Pending | Fate::Discounted => {}
+        }
+        if let Some(bucket) = self.bucket(at) {
+            if let Some(count) = count_of(&mut bucket.tally, old) {
+                *count = count.saturating_sub(1);
+            }
+            if let Some(count) = count_of(&mut bucket.tally, fate) {
+                *count += 1;
+            }
+            if fate == Fate::Discounted {
+                bucket.tally.sent = bucket.tally.sent.saturating_sub(1);
+            }
+        }
+        self.adjust_run(at, old, fate);
+    }
+
+    fn adjust_run(&mut self, at: Mono, old: Fate, fate: Fate) {
+        if fate == Fate::Answered {
+            self.answered_until = self.answered_until.max(at);
+            if at >= self.run.first {
+                // The run starts after this probe; all younger ones are remembered.
+                self.run = Run::default();
+                let younger = self.probes.partition_point(|probe| probe.at <= self.answered_until);
+                for probe in self.probes.iter().skip(younger) {
+                    grow(&mut self.run, probe.at, probe.fate);
+                }
+            }
+        } else if at > self.answered_until {
+            if let Some(count) = run_count(&mut self.run, old) {
+                *count = count.saturating_sub(1);
+            }
+            grow(&mut self.run, at, fate);
+        }
+    }
+
+    /// The bucket of a moment; none when it is older than all that are kept.
+    fn bucket(&mut self, at: Mono) -> Option<&mut Bucket> {
+        let second = at.seconds();
+        let position = self.buckets.partition_point(|bucket| bucket.second < second);
+        let fits = self.buckets.get(position).is_some_and(|bucket| bucket.second == second);
+        if !fits {
+            if position < self.buckets.len() {
+                return None;
+            }
+            self.buckets.push_back(Bucket { second, ..Bucket::default() });
+        }
+        self.buckets.get_mut(position)
+    }
+
+    fn view(&self, now: Mono) -> StreamView {
+        let mut minute = Tally::default();
+        let mut rtt = RoundTrip { last_ns: self.last_rtt_ns, ..RoundTrip::default() };
+        let mut rtt_sum = 0_u64;
+        for bucket in self.buckets.iter().filter(|b| b.second + MINUTE_SECONDS >= now.seconds()) {
+            add(&mut minute, &bucket.tally);
+            if bucket.rtt_max_ns > 0 {
+                rtt_sum = rtt_sum.saturating_add(bucket.rtt_sum_ns);
+                rtt.max_ns = rtt.max_ns.max(bucket.rtt_max_ns);
+                rtt.min_ns = match rtt.min_ns {
+                    0 => bucket.rtt_min_ns,
+                    known => known.min(bucket.rtt_min_ns),
+                };
+            }
+        }
+        let mut recent = Tally::default();
+        for probe in self.probes.iter().rev().take_while(|p| now.since(p.at) <= RECENT_NS) {
+            recent.sent += u32::from(probe.fate != Fate::Discounted);
+            if let Some(count) = count_of(&mut recent, probe.fate) {
+                *count += 1;
+            }
+        }
+        rtt.mean_ns = rtt_sum.checked_div(u64::from(minute.answered)).unwrap_or(0);
+        let undecided = |test: &Sequential| test.is_suspicious() && !test.is_raised();
+        let refusals = u32::try_from(self.refused.len()).unwrap_or(u32::MAX);
+        StreamView {
+            recent,
+            run: self.run,
+            minute,
+            total: self.total,
+            round_trip: (minute.answered > 0).then_some(rtt),
+            last_answer: self.last_answer,
+            gray_outbound: self.outbound.is_raised(),
+            gray_inbound: self.inbound.is_raised(),
+            gray_undetermined: self.undetermined.is_raised(),
+            suspicious: recent.lost() > 0
+                || undecided(&self.outbound)
+                || undecided(&self.inbound)
+                || undecided(&self.undetermined),
+            refused: self.refused.back().map(|(_, error)| (*error, refusals)),
+            unreachable: self
+                .unreachable
+                .filter(|(at, ..)| now.since(*at) <= RECENT_NS)
+                .map(|(_, code, from)| (code, from)),
+        }
+    }
+}
+
+fn add(sum: &mut Tally, tally: &Tally) {
+    sum.sent += tally.sent;
+    sum.answered += tally.answered;
+    sum.lost_outbound += tally.lost_outbound;
+    sum.lost_inbound += tally.lost_inbound;
+    sum.lost_undetermined += tally.lost_undetermined;
+}
+
+fn count_of(tally: &mut Tally, fate: Fate) -> Option<&mut u32> {
+    match fate {
+        Fate::Answered => Some(&mut tally.answered),
+        Fate::LostOutbound => Some(&mut tally.lost_outbound),
+        Fate::LostInbound => Some(&mut tally.lost_inbound),
+        Fate::LostUndetermined => Some(&mut tally.lost_undetermined),
+        Fate::Pending | Fate::Discounted => None,
+    }
+}
+
+fn run_count(run: &mut Run, fate: Fate) -> Option<&mut u32> {
+    match fate {
+        Fate::LostOutbound => Some(&mut run.outbound),
+        Fate::LostInbound => Some(&mut run.inbound),
+        Fate::LostUndetermined => Some(&mut run.undetermined),
+        Fate::Pending | Fate::Answered | Fate::Discounted => None,
+    }
+}
+
+fn grow(run: &mut Run, at: Mono, fate: Fate) {
+    let first_one = run.lost() == 0;
+    if let Some(count) = run_count(run, fate) {
+        *count += 1;
+        run.first = if first_one { at } else { run.first.min(at) };
+        run.last = run.last.max(at);
+    }
+}

@@ -1,0 +1,338 @@
+//! Who the peers are: from lists, else from what the kernel's routes,
+//! neighbours and forwarding entries say together, and from memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::{
+    Address, Encapsulation, FdbEntry, FdbKey, IfIndex, Mac, Neighbour, Origin, Peer, PeerId,
+    PeerListEntry, PeerTunnel, RouteKind, RouteTable, Tunnel, table,
+};
+use crate::probing::{PeerStatus, TunnelAdvert};
+use crate::time::{Mono, SECOND};
+
+/// What peers are told from.
+pub(crate) struct Evidence<'a> {
+    pub(crate) tunnels: &'a [Tunnel],
+    pub(crate) addresses: &'a [Address],
+    pub(crate) routes: &'a RouteTable,
+    pub(crate) neighbours: &'a BTreeMap<(IfIndex, IpAddr), Neighbour>,
+    pub(crate) fdb: &'a BTreeMap<FdbKey, FdbEntry>,
+}
+
+/// What the kernel says of one peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Learned {
+    tunnels: Vec<PeerTunnel>,
+    pod_networks: Vec<IpNet>,
+}
+
+/// A peer that was known once.
+#[derive(Clone, Debug)]
+struct Memory {
+    learned: Learned,
+    /// When the kernel last knew it.
+    seen: Mono,
+}
+
+/// The directory of peers over time.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    memory: BTreeMap<PeerId, Memory>,
+}
+
+impl Directory {
+    /// All peers now. `status` gives what a peer last said of itself.
+    pub(crate) fn resolve<'s>(
+        &mut self,
+        now: Mono,
+        forget_ns: u64,
+        configured: &[PeerListEntry],
+        file: Option<&[PeerListEntry]>,
+        evidence: &Evidence<'_>,
+        status: impl Fn(PeerId) -> Option<&'s PeerStatus>,
+    ) -> Vec<Peer> {
+        let learned = learn(evidence, |overlay| self.owner_of(overlay));
+        for (&peer, what) in &learned {
+            let memory = self
+                .memory
+                .entry(peer)
+                .or_insert_with(|| Memory { learned: Learned::default(), seen: now });
+            memory.seen = now;
+            memory.learned.merge(what);
+        }
+        let listed = list(configured, file);
+        match &listed {
+            Some(listed) => self.memory.retain(|peer, _| listed.contains_key(peer)),
+            None => self.memory.retain(|_, memory| now.since(memory.seen) <= forget_ns),
+        }
+        let own: BTreeSet<IpAddr> = evidence.addresses.iter().map(|a| a.net.addr()).collect();
+        let ids: Vec<PeerId> = match &listed {
+            Some(listed) => listed.keys().copied().collect(),
+            None => self.memory.keys().copied().collect(),
+        };
+        ids.into_iter()
+            .filter(|peer| !own.contains(&peer.0))
+            .map(|id| {
+                let entry = listed.as_ref().and_then(|listed| listed.get(&id));
+                let status = status(id);
+                let known = self.memory.get(&id).map(|memory| &memory.learned);
+                Peer {
+                    id,
+                    name: entry
+                        .and_then(|(_, entry)| entry.name.clone())
+                        .or_else(|| status.and_then(|status| status.node.clone())),
+                    origin: entry.map_or(Origin::Kernel, |(origin, _)| *origin),
+                    tunnels: tunnels_to(
+                        id,
+                        evidence,
+                        known,
+                        status.map_or(&[], |status| &status.tunnels),
+                        entry.and_then(|(_, entry)| entry.overlay),
+                    ),
+                    pod_networks: known.map(|k| k.pod_networks.clone()).unwrap_or_default(),
+                    departed: listed.is_none() && !learned.contains_key(&id),
+                }
+            })
+            .collect()
+    }
+
+    /// The peer that was last known under this overlay address.
+    fn owner_of(&self, overlay: IpAddr) -> Option<PeerId> {
+        self.memory
+            .iter()
+            .find(|(_, memory)| memory.learned.tunnels.iter().any(|t| t.overlay == Some(overlay)))
+            .map(|(&peer, _)| peer)
+    }
+}
+
+/// Seconds that a departed peer is remembered, as nanoseconds.
+pub(crate) const fn forget_ns(seconds: u32) -> u64 {
+    seconds as u64 * SECOND
+}
+
+impl Learned {
+    /// Takes what is newer; what the kernel lost is kept, since a lost entry is
+    /// just what must not be forgotten.
+    fn merge(&mut self, newer: &Self) {
+        for tunnel in &newer.tunnels {
+            match self.tunnels.iter_mut().find(|known| known.device == tunnel.device) {
+                Some(known) => {
+                    known.index = tunnel.index;
+                    known.encapsulation = tunnel.encapsulation;
+                    known.overlay = tunnel.overlay.or(known.overlay);
+                    known.mac = tunnel.mac.or(known.mac);
+                }
+                None => self.tunnels.push(tunnel.clone()),
+            }
+        }
+        if !newer.pod_networks.is_empty() {
+            self.pod_networks.clone_from(&newer.pod_networks);
+        }
+    }
+}
+
+type Listed<'a> = BTreeMap<PeerId, (Origin, &'a PeerListEntry)>;
+
+/// The list in force: configuration before file; none when neither names anybody.
+fn list<'a>(
+    configured: &'a [PeerListEntry],
+    file: Option<&'a [PeerListEntry]>,
+) -> Option<Listed<'a>> {
+    if configured.is_empty() && file.is_none() {
+        return None;
+    }
+    let from_file = file.unwrap_or_default().iter().map(|entry| (Origin::File, entry));
+    let from_configuration = configured.iter().map(|entry| (Origin::Configuration, entry));
+    // Later entries replace earlier ones: the configuration has the last word.
+    Some(from_file.chain(from_configuration).map(|(o, e)| (PeerId(e.address), (o, e))).collect())
+}
+
+/// What the kernel knows of each peer, by underlay address.
+fn learn(
+    evidence: &Evidence<'_>,
+    remembered: impl Fn(IpAddr) -> Option<PeerId>,
+) -> BTreeMap<PeerId, Learned> {
+    let mut peers = BTreeMap::<PeerId, Learned>::new();
+    let tunnels: BTreeMap<IfIndex, &Tunnel> =
+        evidence.tunnels.iter().filter(|t| !t.collect_metadata).map(|t| (t.index, t)).collect();
+    let overlays: HashMap<(IfIndex, Mac), IpAddr> = evidence
+        .neighbours
+        .values()
+        .filter(|n| n.state.is_usable() && tunnels.contains_key(&n.index))
+        .filter_map(|n| Some(((n.index, n.mac?), n.address)))
+        .collect();
+    for key in evidence.fdb.keys() {
+        let (Some(tunnel), Some(underlay)) = (tunnels.get(&key.index), key.destination) else {
+            continue;
+        };
+        if key.mac == Mac::ZERO || underlay.is_unspecified() || underlay.is_multicast() {
+            continue;
+        }
+        let overlay = overlays.get(&(key.index, key.mac)).copied();
+        let learned = peers.entry(PeerId(underlay)).or_default();
+        learned.add_tunnel(tunnel, overlay, Some(key.mac));
+    }
+    for tunnel in tunnels.values() {
+        if let (Encapsulation::Ipip, Some(remote)) = (tunnel.encapsulation, tunnel.remote) {
+            peers.entry(PeerId(remote)).or_default().add_tunnel(tunnel, None, None);
+        }
+    }
+    for route in evidence.routes.0.values() {
+        if route.kind != RouteKind::Unicast || route.key.table == table::LOCAL {
+            continue;
+        }
+        let hops = std::iter::once(&route.next_hop).chain(&route.more_next_hops);
+        for hop in hops {
+            let Some(tunnel) = hop.device.and_then(|device| tunnels.get(&device)) else { continue };
+            let Some((peer, overlay, mac)) = behind(tunnel, hop.gateway, evidence, &remembered)
+            else {
+                continue;
+            };
+            let learned = peers.entry(peer).or_default();
+            learned.add_tunnel(tunnel, overlay, mac);
+            if !learned.pod_networks.contains(&route.key.destination) {
+                learned.pod_networks.push(route.key.destination);
+            }
+        }
+    }
+    peers
+}
+
+/// Which peer a tunnel route's gateway stands for, with its overlay address and MAC.
+fn behind(
+    tunnel: &Tunnel,
+    gateway: Option<IpAddr>,
+    evidence: &Evidence<'_>,
+    remembered: impl Fn(IpAddr) -> Option<PeerId>,
+) -> Option<(PeerId, Option<IpAddr>, Option<Mac>)> {
+    match tunnel.encapsulation {
+        // The gateway is the outer destination (net/ipv4/ip_tunnel.c: rt_nexthop).
+        Encapsulation::Ipip => {
+            gateway.or(tunnel.remote).map(|underlay| (PeerId(underlay), None, None))
+        }
+        // The gateway is resolved to a MAC, and that to an outer destination.
+        Encapsulation::Vxlan(_) => {
+            let gateway = gateway?;
+            let mac = evidence.neighbours.get(&(tunnel.index, gateway)).and_then(|n| n.mac);
+            let destination = mac.and_then(|mac| {
+                let first = FdbKey { index: tunnel.index, mac, destination: None };
+                evidence
+                    .fdb
+                    .range(first..)
+                    .take_while(|(key, _)| key.index == tunnel.index && key.mac == mac)
+                    .find_map(|(key, _)| key.destination)
+            });
+            let peer = destination.map(PeerId).or_else(|| remembered(gateway))?;
+            Some((peer, Some(gateway), mac))
+        }
+    }
+}
+
+impl Learned {
+    fn add_tunnel(&mut self, tunnel: &Tunnel, overlay: Option<IpAddr>, mac: Option<Mac>) {
+        match self.tunnels.iter_mut().find(|known| known.index == tunnel.index) {
+            Some(known) => {
+                known.overlay = overlay.or(known.overlay);
+                known.mac = mac.or(known.mac);
+            }
+            None => self.tunnels.push(PeerTunnel {
+                index: tunnel.index,
+                device: tunnel.name.clone(),
+                encapsulation: tunnel.encapsulation,
+                overlay,
+                mac,
+            }),
+        }
+    }
+}
+
+/// The tunnels that lead to a peer: those the kernel knows or knew, and those
+/// that both ends have.
+fn tunnels_to(
+    peer: PeerId,
+    evidence: &Evidence<'_>,
+    known: Option<&Learned>,
+    adverts: &[TunnelAdvert],
+    listed_overlay: Option<IpAddr>,
+) -> Vec<PeerTunnel> {
+    let mut tunnels: Vec<PeerTunnel> = Vec::new();
+    for remembered in known.map(|known| known.tunnels.as_slice()).unwrap_or_default() {
+        let mut tunnel = remembered.clone();
+        // The device may have been made anew, with another port even.
+        if let Some(now) = evidence.tunnels.iter().find(|t| t.name == tunnel.device) {
+            tunnel.index = now.index;
+            tunnel.encapsulation = now.encapsulation;
+        }
+        tunnels.push(tunnel);
+    }
+    for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
+        let advert = counterpart(own, adverts);
+        let overlay = advert.and_then(|advert| advert.address).or(listed_overlay);
+        match tunnels.iter_mut().find(|tunnel| tunnel.index == own.index) {
+            Some(tunnel) => tunnel.overlay = tunnel.overlay.or(overlay),
+            None => {
+                let Some(overlay) = overlay else { continue };
+                if is_routed_plainly(peer, overlay, own, evidence) {
+                    continue;
+                }
+                tunnels.push(PeerTunnel {
+                    index: own.index,
+                    device: own.name.clone(),
+                    encapsulation: own.encapsulation,
+                    overlay: Some(overlay),
+                    mac: None,
+                });
+            }
+        }
+    }
+    tunnels.sort_by_key(|tunnel| tunnel.index);
+    tunnels
+}
+
+/// Whether the overlay address is reached through the peer itself without a
+/// tunnel, as host-gw and Calico's CrossSubnet do on purpose.
+fn is_routed_plainly(peer: PeerId, overlay: IpAddr, own: &Tunnel, evidence: &Evidence<'_>) -> bool {
+    evidence.routes.lookup(table::MAIN, overlay).is_some_and(|route| {
+        route.next_hop.device != Some(own.index) && route.next_hop.gateway == Some(peer.0)
+    })
+}
+
+/// The peer's tunnel that an own one ought to talk to: of the same kind, and
+/// of those the most alike.
+pub(crate) fn counterpart<'a>(
+    own: &Tunnel,
+    adverts: &'a [TunnelAdvert],
+) -> Option<&'a TunnelAdvert> {
+    adverts
+        .iter()
+        .filter(|advert| match (own.encapsulation, advert.encapsulation) {
+            (Encapsulation::Ipip, Encapsulation::Ipip) => true,
+            (Encapsulation::Vxlan(_), Encapsulation::Vxlan(_)) => {
+                // IPv4 and IPv6 overlays use a device each.
+                own.address.map(|a| a.is_ipv6()) == advert.address.map(|a| a.is_ipv6())
+                    || own.address.is_none()
+                    || advert.address.is_none()
+            }
+            _ => false,
+        })
+        .max_by_key(|advert| {
+            let same_port = advert.encapsulation == own.encapsulation;
+            let same_vni = advert.vni == own.vni;
+            (same_port && same_vni, same_port || same_vni)
+        })
+}
+
+/// The entry that a list gives to this node itself, told by its own addresses.
+pub(crate) fn own_entry<'a>(
+    configured: &'a [PeerListEntry],
+    file: Option<&'a [PeerListEntry]>,
+    addresses: &[Address],
+) -> Option<&'a PeerListEntry> {
+    configured
+        .iter()
+        .chain(file.unwrap_or_default())
+        .find(|entry| addresses.iter().any(|address| address.net.addr() == entry.address))
+}

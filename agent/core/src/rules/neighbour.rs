@@ -1,0 +1,69 @@
+//! VXLAN's two look-ups after the route: the peer's overlay address to a MAC,
+//! and the MAC to the node behind which it is.
+
+use super::{Context, Verdicts, before_encapsulation};
+use crate::catalog::Code;
+use crate::finding::Evidence;
+use crate::model::{Encapsulation, FdbKey, Mac, Neighbour, NeighbourState};
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let (Some(neighbours), Some(fdb)) = (context.now.neighbours.seen(), context.now.fdb.seen())
+    else {
+        return verdicts.blind(&[Code::VtepNeighbourMissing, Code::FdbMissing]);
+    };
+    for (peer, leads, tunnel) in context.tunnelled_peers() {
+        // A learning device and one with a default destination resolve by asking.
+        let resolves_alone = tunnel.learning || tunnel.collect_metadata || tunnel.remote.is_some();
+        let is_vxlan = matches!(tunnel.encapsulation, Encapsulation::Vxlan(_));
+        if !is_vxlan || resolves_alone || !tunnel.up || peer.departed {
+            continue;
+        }
+        let Some(overlay) = leads.overlay else { continue };
+        let has_entry = |mac: Mac| {
+            let first = FdbKey { index: tunnel.index, mac, destination: None };
+            fdb.range(first..)
+                .next()
+                .is_some_and(|(key, _)| key.index == tunnel.index && key.mac == mac)
+        };
+        if has_entry(Mac::ZERO) {
+            continue;
+        }
+        // The gateway of the route is what the kernel resolves.
+        let gateway = context
+            .now
+            .routes
+            .seen()
+            .and_then(|routes| super::lookup(context.now, routes, overlay))
+            .filter(|route| route.next_hop.device == Some(tunnel.index))
+            .and_then(|route| route.next_hop.gateway)
+            .unwrap_or(overlay);
+        let neighbour = neighbours.get(&(tunnel.index, gateway));
+        let Some(mac) = neighbour.and_then(usable_mac) else {
+            verdicts.add(before_encapsulation(
+                Code::VtepNeighbourMissing,
+                peer,
+                leads,
+                vec![Evidence::Neighbour {
+                    address: gateway,
+                    device: tunnel.name.clone(),
+                    state: neighbour.map(|neighbour| neighbour.state),
+                }],
+            ));
+            continue;
+        };
+        if !has_entry(mac) {
+            verdicts.add(before_encapsulation(
+                Code::FdbMissing,
+                peer,
+                leads,
+                vec![Evidence::NoFdbEntry { mac, device: tunnel.name.clone() }],
+            ));
+        }
+    }
+}
+
+fn usable_mac(neighbour: &Neighbour) -> Option<Mac> {
+    // An entry that is being asked for right now is judged when the asking ended.
+    let usable = neighbour.state.is_usable() || neighbour.state == NeighbourState::Incomplete;
+    neighbour.mac.filter(|_| usable)
+}

@@ -1,0 +1,274 @@
+//! What probes prove: dead paths, lossy paths, silent agents.
+
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
+use crate::ladder::{Hop, Segment};
+use crate::model::{Encapsulation, Peer, PeerTunnel, Tunnel};
+use crate::outcomes::DEAD_RUN;
+use crate::pairs::{Run, StreamView};
+use crate::probing::{SendError, Stream};
+use crate::statistics::at_most;
+use crate::time::{MILLISECOND, SECOND};
+
+/// A run of losses is a dead path only when it lasted this long: two seconds
+/// of the probing plan were touched, so that no microburst can look like it.
+const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
+/// Losses of the sparser streams (full-sized, echo) that make a dead path.
+const SPARSE_DEAD_RUN: u32 = 3;
+/// Answered underlay probes without which nothing is said of an overlay.
+const UNDERLAY_PROOF: u32 = 8;
+/// How unlikely the underlay's losses must be at the overlay's rate before
+/// the overlay alone is blamed.
+const OVERLAY_ONLY: f64 = 0.01;
+/// The window of the minute tally, seconds.
+const MINUTE: u32 = 60;
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    isolated(context, verdicts);
+    for peer in context.now.peers.iter() {
+        let Some(underlay) = context.stream(peer, Stream::Underlay) else { continue };
+        if is_dead(&underlay.run, DEAD_RUN) {
+            silent(context, peer, underlay, verdicts);
+            continue;
+        }
+        if gray(underlay) {
+            verdicts.add(loss(Code::UnderlayLoss, peer, None, underlay, Stream::Underlay));
+        }
+        if context.answered_lately(underlay) || underlay.run.lost() == 0 {
+            for leads in &peer.tunnels {
+                overlay(context, peer, leads, underlay, verdicts);
+            }
+        }
+    }
+}
+
+fn is_dead(run: &Run, at_least: u32) -> bool {
+    run.lost() >= at_least && run.span_ns() >= DEAD_SPAN_NS
+}
+
+fn gray(view: &StreamView) -> bool {
+    view.gray_outbound || view.gray_inbound || view.gray_undetermined
+}
+
+/// Nothing of any peer answers, although several were asked over more than a second.
+fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let asked: Vec<&StreamView> = context
+        .now
+        .peers
+        .iter()
+        .filter(|peer| !peer.departed)
+        .filter_map(|peer| context.now.pairs.get(&peer.id))
+        .flat_map(|pair| pair.streams.values())
+        .filter(|view| view.run.lost() > 0 || context.answered_lately(view))
+        .collect();
+    let peers = context
+        .now
+        .peers
+        .iter()
+        .filter(|peer| {
+            context.stream(peer, Stream::Underlay).is_some_and(|view| view.run.lost() >= 2)
+                && context.stream(peer, Stream::Echo).is_some_and(|view| view.run.lost() > 0)
+        })
+        .count();
+    let first = asked.iter().map(|view| view.run.first).min();
+    let last = asked.iter().map(|view| view.run.last).max();
+    let span = first.zip(last).map_or(0, |(first, last)| last.since(first));
+    if peers >= 2 && span >= DEAD_SPAN_NS && asked.iter().all(|view| view.run.lost() > 0) {
+        let known = context.now.peers.iter().filter(|peer| !peer.departed).count();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        verdicts.add(Finding {
+            code: Code::NodeIsolated,
+            subject: Subject::Node,
+            direction: None,
+            hop: None,
+            evidence: vec![Evidence::Peers { count: count(peers), of: count(known) }],
+            confidence: Confidence::High,
+        });
+    }
+}
+
+/// The peer's agent does not answer over the underlay: because of its network,
+/// of its agent, or of a filter on the probes' own port.
+fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &mut Verdicts) {
+    let since = underlay.run.first;
+    let answered_since = |view: &StreamView| {
+        view.last_answer.is_some_and(|at| at > since.plus(SECOND / 2))
+            && context.answered_lately(view)
+    };
+    let echo = context.stream(peer, Stream::Echo);
+    let refused_port = underlay.unreachable.filter(|&(code, from)| code == 3 && from == peer.id.0);
+    let through_tunnel = peer.tunnels.iter().find_map(|leads| {
+        let stream = Stream::Small(leads.encapsulation);
+        context.stream(peer, stream).filter(|view| answered_since(view)).map(|view| (stream, view))
+    });
+    let mut evidence = vec![lost(Stream::Underlay, underlay, MINUTE)];
+    let (code, confidence) = if let Some((code, from)) = refused_port {
+        evidence.push(Evidence::IcmpUnreachable { stream: Stream::Underlay, code, from });
+        (Code::AgentSilent, Confidence::Certain)
+    } else if let Some((stream, view)) = through_tunnel {
+        evidence.push(Evidence::Answered { stream, count: view.recent.answered });
+        (Code::ProbePortFiltered, Confidence::High)
+    } else if let Some(view) = echo.filter(|view| answered_since(view)) {
+        evidence.push(Evidence::Answered { stream: Stream::Echo, count: view.recent.answered });
+        (Code::AgentSilent, Confidence::Low)
+    } else if peer.departed {
+        (Code::PeerDeparted, Confidence::High)
+    } else if let Some(view) = echo.filter(|view| is_dead(&view.run, SPARSE_DEAD_RUN)) {
+        evidence.push(lost(Stream::Echo, view, MINUTE));
+        if let Some((error, count)) = underlay.refused {
+            evidence.push(Evidence::Refused { stream: Stream::Underlay, error, count });
+        }
+        (Code::PeerUnreachable, Confidence::High)
+    } else {
+        return;
+    };
+    let is_loss = code == Code::PeerUnreachable;
+    verdicts.add(Finding {
+        code,
+        subject: Subject::Pair { peer: peer.id, encapsulation: None },
+        direction: is_loss.then_some(Direction::Both),
+        // Nothing answers: which layer swallows it cannot be told from here.
+        hop: is_loss.then_some(Segment { from: Hop::Sent, to: Hop::Delivered }),
+        evidence,
+        confidence,
+    });
+}
+
+fn overlay(
+    context: &Context<'_>,
+    peer: &Peer,
+    leads: &PeerTunnel,
+    underlay: &StreamView,
+    verdicts: &mut Verdicts,
+) {
+    let encapsulation = leads.encapsulation;
+    let Some(small) = context.stream(peer, Stream::Small(encapsulation)) else { return };
+    let underlay_is_proved =
+        underlay.minute.answered >= UNDERLAY_PROOF && context.answered_lately(underlay);
+    if !underlay_is_proved || peer.departed {
+        return;
+    }
+    if is_dead(&small.run, DEAD_RUN) {
+        let tunnel =
+            context.now.tunnels.seen().and_then(|t| t.iter().find(|t| t.index == leads.index));
+        verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));
+        return;
+    }
+    if gray(small) && !gray(underlay) {
+        let rate = f64::from(small.minute.lost()) / f64::from(small.minute.decided().max(1));
+        if at_most(underlay.minute.lost(), underlay.minute.decided(), rate) < OVERLAY_ONLY {
+            let stream = Stream::Small(encapsulation);
+            verdicts.add(loss(Code::OverlayLoss, peer, Some(encapsulation), small, stream));
+        }
+    }
+    if let Some(full) = context.stream(peer, Stream::Full(encapsulation))
+        && is_dead(&full.run, SPARSE_DEAD_RUN)
+        && small.run.lost() == 0
+        && small.last_answer.is_some_and(|at| at > full.run.first.plus(SECOND / 2))
+    {
+        let mut finding =
+            loss(Code::MtuBlackhole, peer, Some(encapsulation), full, Stream::Full(encapsulation));
+        finding.direction = direction(&full.run);
+        finding.hop = finding.direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
+        finding.evidence.push(Evidence::Answered {
+            stream: Stream::Small(encapsulation),
+            count: small.recent.answered,
+        });
+        verdicts.add(finding);
+    }
+}
+
+/// The overlay to the peer is dead and the underlay is not.
+fn dead(
+    context: &Context<'_>,
+    peer: &Peer,
+    encapsulation: Encapsulation,
+    tunnel: Option<&Tunnel>,
+    small: &StreamView,
+    underlay: &StreamView,
+) -> Finding {
+    let stream = Stream::Small(encapsulation);
+    let mut evidence = vec![
+        lost(stream, small, MINUTE),
+        Evidence::Answered { stream: Stream::Underlay, count: underlay.minute.answered },
+    ];
+    if let Some((error, count)) = small.refused {
+        evidence.push(Evidence::Refused { stream, error, count });
+    }
+    let direction = direction(&small.run);
+    let outbound = direction == Some(Direction::Outbound);
+    let moved = tunnel.filter(|_| outbound).and_then(|t| context.delta.device(t.index));
+    let filtered = small.refused.is_some_and(|(error, _)| error == SendError::Filtered);
+    // The device refused at least as much as half of what was lost lately.
+    let dropped = moved.filter(|moved| {
+        moved.tx_lost >= 3 && moved.tx_lost * 2 >= u64::from(small.recent.lost_outbound)
+    });
+    let (code, hop) = if filtered {
+        (Code::LocalOutputDrop, Some(Segment { from: Hop::Sent, to: Hop::Encapsulated }))
+    } else if let (Some(moved), Some(tunnel)) = (dropped, tunnel) {
+        evidence
+            .push(Evidence::DeviceDropped { device: tunnel.name.clone(), packets: moved.tx_lost });
+        (Code::LocalOutputDrop, Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic }))
+    } else {
+        // A tunnel device counts a packet as sent once the layers below took it.
+        let encapsulated = moved.is_some_and(|moved| {
+            moved.tx_lost == 0 && moved.tx_packets >= u64::from(small.recent.sent.max(1))
+        });
+        let from = if encapsulated { Hop::Encapsulated } else { Hop::Sent };
+        (Code::EncapsulationLost, direction.map(|_| Segment { from, to: Hop::Delivered }))
+    };
+    Finding {
+        code,
+        subject: Subject::Pair { peer: peer.id, encapsulation: Some(encapsulation) },
+        direction,
+        hop,
+        evidence,
+        confidence: Confidence::High,
+    }
+}
+
+/// Which way a run of losses went. A reply can only be lost after its request
+/// arrived, so any loss on the way out hides the way back.
+fn direction(run: &Run) -> Option<Direction> {
+    match (run.outbound, run.inbound) {
+        (0, 0) => None,
+        (out, back) if out * 4 < back => Some(Direction::Inbound),
+        (out, back) if back * 4 < out => Some(Direction::Outbound),
+        _ => Some(Direction::Both),
+    }
+}
+
+fn loss(
+    code: Code,
+    peer: &Peer,
+    encapsulation: Option<Encapsulation>,
+    view: &StreamView,
+    stream: Stream,
+) -> Finding {
+    let direction = match (view.gray_outbound, view.gray_inbound) {
+        (true, true) => Some(Direction::Both),
+        (true, false) => Some(Direction::Outbound),
+        (false, true) => Some(Direction::Inbound),
+        (false, false) => None,
+    };
+    Finding {
+        code,
+        subject: Subject::Pair { peer: peer.id, encapsulation },
+        direction,
+        hop: direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered }),
+        evidence: vec![lost(stream, view, MINUTE)],
+        confidence: Confidence::High,
+    }
+}
+
+fn lost(stream: Stream, view: &StreamView, seconds: u32) -> Evidence {
+    Evidence::Lost {
+        stream,
+        outbound: view.minute.lost_outbound,
+        inbound: view.minute.lost_inbound,
+        undetermined: view.minute.lost_undetermined,
+        of: view.minute.decided(),
+        seconds,
+    }
+}

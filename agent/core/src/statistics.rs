@@ -1,0 +1,142 @@
+//! The two decisions that a count of lost probes allows: a path is dead, or a
+//! path loses more than a healthy one does.
+
+use serde::{Deserialize, Serialize};
+
+/// A sequential probability-ratio test (Wald) over *seconds*, not packets: a
+/// microburst loses many packets of one second and must count once.
+///
+/// Healthy: one second in 500 sees a loss. Gray: one in ten. The score starts
+/// again from zero whenever the evidence favours a healthy path (CUSUM), so a
+/// long healthy past does not hide a new fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sequential {
+    /// Log-likelihood ratio in thousandths of a nat.
+    score: i32,
+    raised: bool,
+}
+
+/// ln(0.1 / 0.002), in thousandths.
+const LOSSY: i32 = 3_912;
+/// ln(0.9 / 0.998), in thousandths.
+const CLEAN: i32 = -103;
+/// Raised above this: four lossy seconds with few clean ones between them.
+const RAISE: i32 = 12_000;
+/// Bounds the memory of a long fault, so that it clears within about 20 clean seconds.
+const CEILING: i32 = RAISE + 600;
+/// Lowered below this.
+const LOWER: i32 = 10_800;
+
+impl Sequential {
+    /// Takes one second in which probes were decided.
+    pub fn observe(&mut self, lossy: bool) {
+        let step = if lossy { LOSSY } else { CLEAN };
+        self.score = (self.score + step).clamp(0, CEILING);
+        if self.score >= RAISE {
+            self.raised = true;
+        } else if self.score < LOWER {
+            self.raised = false;
+        }
+    }
+
+    /// Whether the path loses more than a healthy one.
+    #[must_use]
+    pub const fn is_raised(&self) -> bool {
+        self.raised
+    }
+
+    /// Whether there is evidence that is not enough yet: worth more probes.
+    #[must_use]
+    pub const fn is_suspicious(&self) -> bool {
+        self.score > 0
+    }
+}
+
+/// The probability of at most `lost` losses among `of` probes on a path that
+/// loses each with probability `rate` (binomial distribution).
+#[must_use]
+pub fn at_most(lost: u32, of: u32, rate: f64) -> f64 {
+    if rate <= 0.0 {
+        return 1.0;
+    }
+    if rate >= 1.0 {
+        return if lost >= of { 1.0 } else { 0.0 };
+    }
+    let odds = rate / (1.0 - rate);
+    // ln of the probability of no loss, then each term from the one before.
+    let mut term = f64::from(of) * (1.0 - rate).ln();
+    let mut sum = 0.0;
+    for count in 0..=lost.min(of) {
+        sum += term.exp();
+        term += (odds * f64::from(of - count) / f64::from(count + 1)).ln();
+    }
+    sum.min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reproducible pseudo-random sequence (SplitMix64), uniform in 0..1.
+    fn uniform(state: &mut u64) -> f64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    #[test]
+    fn a_healthy_path_is_never_gray() {
+        // 1,000 pairs for an hour at one lost packet in 10,000, two packets a second.
+        let mut state = 1;
+        for _ in 0..1_000 {
+            let mut test = Sequential::default();
+            for _ in 0..3_600 {
+                test.observe(uniform(&mut state) < 2e-4);
+                assert!(!test.is_raised());
+            }
+        }
+    }
+
+    #[test]
+    fn a_microburst_is_not_gray() {
+        // Three seconds in a row that each lose packets, once in a while.
+        let mut test = Sequential::default();
+        for _ in 0..50 {
+            for second in 0..200 {
+                test.observe(second < 3);
+                assert!(!test.is_raised());
+            }
+        }
+    }
+
+    #[test]
+    fn ten_percent_is_found_and_clears() {
+        let mut state = 7;
+        for _ in 0..100 {
+            let mut test = Sequential::default();
+            // A burst of ten probes a second while it is suspected.
+            let mut seconds = 0;
+            while !test.is_raised() {
+                let probes = if test.is_suspicious() { 11 } else { 1 };
+                test.observe((0..probes).any(|_| uniform(&mut state) < 0.1));
+                seconds += 1;
+                assert!(seconds < 120, "not found in two minutes");
+            }
+            let mut clean = 0;
+            while test.is_raised() {
+                test.observe(false);
+                clean += 1;
+            }
+            assert!((1..=40).contains(&clean), "cleared after {clean} s");
+        }
+    }
+
+    #[test]
+    fn binomial_tail() {
+        assert!((at_most(0, 44, 0.1) - 0.9_f64.powi(44)).abs() < 1e-12);
+        assert!((at_most(1, 3, 0.5) - 0.5).abs() < 1e-12);
+        assert!((at_most(5, 5, 0.3) - 1.0).abs() < 1e-12);
+    }
+}
