@@ -4,8 +4,10 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod notify;
 pub mod oneshot;
 pub mod probe;
 pub mod published;
 pub mod serve;
 pub mod source;
+pub mod telemetry;

@@ -74,8 +74,8 @@ impl Ledger {
     fn find_parents(&mut self) {
         let parents: Vec<(FindingKey, Option<FindingKey>)> = self
             .entries
-            .iter()
-            .map(|(key, _)| {
+            .keys()
+            .map(|key| {
                 let parent = key.code.entry().parents.iter().find_map(|&code| {
                     self.entries
                         .keys()

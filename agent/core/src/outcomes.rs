@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::ladder::{Recorded, Seen, Window};
 use crate::model::PeerId;
 use crate::pairs::{PairView, RoundTrip, Run, StreamView, Tally, Total};
-use crate::probing::{PeerStatus, ProbeEvent, SendError, Stream};
+use crate::probing::{Passage, PeerStatus, ProbeEvent, SendError, Stream};
 use crate::statistics::Sequential;
 use crate::time::{MILLISECOND, Mono, SECOND};
 
@@ -82,6 +82,18 @@ struct StreamState {
     total: Total,
     refused: VecDeque<(Mono, SendError)>,
     unreachable: Option<(Mono, u8, IpAddr)>,
+    inbound_tail: Option<InboundTail>,
+}
+
+/// The end of the peer's own stream to this node, where nothing arrives.
+#[derive(Clone, Copy, Debug)]
+struct InboundTail {
+    /// When the peer last told what it sent.
+    told: Mono,
+    /// What it had sent when it first told: older ones prove nothing.
+    baseline: u32,
+    /// Sent since the latest that arrived.
+    unseen: u32,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +134,11 @@ impl Outcomes {
             }
             ProbeEvent::Unreachable { peer, stream, at, code, from } => {
                 self.stream(peer, stream).unreachable = Some((at, code, from));
+            }
+            ProbeEvent::Asked { peer, at, streams } => {
+                for passage in streams {
+                    self.stream(peer, passage.stream).asked(at, &passage);
+                }
             }
             ProbeEvent::Observed { at, lag_ns, socket_drops } => {
                 self.observed(at, lag_ns, socket_drops);
@@ -291,6 +308,25 @@ impl StreamState {
                 known => known.min(rtt_ns),
             };
         }
+    }
+
+    /// The peer tells how far its own stream has got.
+    fn asked(&mut self, at: Mono, passage: &Passage) {
+        let sent_since = |earlier: u32| passage.sent_highest.wrapping_sub(earlier);
+        let is_ahead = |earlier: u32| sent_since(earlier) < 1 << 31;
+        let baseline = match self.inbound_tail {
+            Some(tail) if is_ahead(tail.baseline) => tail.baseline,
+            _ => passage.sent_highest,
+        };
+        let arrived = passage.received;
+        let unseen = if arrived.mask == 0 {
+            sent_since(baseline)
+        } else if is_ahead(arrived.highest) {
+            sent_since(arrived.highest).min(sent_since(baseline))
+        } else {
+            0
+        };
+        self.inbound_tail = Some(InboundTail { told: at, baseline, unseen });
     }
 
     /// A new window of the peer: losses that nobody could place may be placed now.
@@ -504,6 +540,10 @@ impl StreamState {
                 || undecided(&self.outbound)
                 || undecided(&self.inbound)
                 || undecided(&self.undetermined),
+            unseen_inbound: self
+                .inbound_tail
+                .filter(|tail| now.since(tail.told) <= RECENT_NS)
+                .map_or(0, |tail| tail.unseen),
             refused: self.refused.back().map(|(_, error)| (*error, refusals)),
             unreachable: self
                 .unreachable

@@ -75,6 +75,9 @@ pub struct StreamView {
     pub gray_undetermined: bool,
     /// Some loss is on record that is not yet enough for a verdict.
     pub suspicious: bool,
+    /// Probes of the peer's own stream to this node, sent since the latest that
+    /// arrived here, by what its underlay requests say.
+    pub unseen_inbound: u32,
     /// The latest refusal of the local kernel in the recent window, and how many there were.
     pub refused: Option<(SendError, u32)>,
     /// The latest ICMP unreachable in the recent window: code and sender.

@@ -129,6 +129,17 @@ pub struct PeerStatus {
     pub tunnels: Vec<TunnelAdvert>,
 }
 
+/// One stream of a peer's probes to this node, seen from both ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passage {
+    /// The stream.
+    pub stream: Stream,
+    /// The latest sequence number that the peer handed to its kernel.
+    pub sent_highest: u32,
+    /// Which of them this node's responder received.
+    pub received: Window,
+}
+
 /// Why the local kernel refused to send a probe: the errno of sendmsg(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -204,7 +215,17 @@ pub enum ProbeEvent {
         /// Who sent the error.
         from: IpAddr,
     },
-    /// The prober looked at itself; sent at least once per orders.
+    /// An underlay request of the peer came: what it says it sent before, beside
+    /// what of it arrived here. Tells inbound loss also when nothing comes back.
+    Asked {
+        /// Who asked.
+        peer: PeerId,
+        /// When the kernel received the request.
+        at: Mono,
+        /// The peer's streams to this node, at most [`MAX_WINDOWS`].
+        streams: Vec<Passage>,
+    },
+    /// The prober looked at itself; sent at least every 100 ms while it has orders.
     Observed {
         /// When.
         at: Mono,

@@ -169,7 +169,7 @@ fn overlay(
     {
         let mut finding =
             loss(Code::MtuBlackhole, peer, Some(encapsulation), full, Stream::Full(encapsulation));
-        finding.direction = direction(&full.run);
+        finding.direction = direction(full);
         finding.hop = finding.direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
         finding.evidence.push(Evidence::Answered {
             stream: Stream::Small(encapsulation),
@@ -196,8 +196,8 @@ fn dead(
     if let Some((error, count)) = small.refused {
         evidence.push(Evidence::Refused { stream, error, count });
     }
-    let direction = direction(&small.run);
-    let outbound = direction == Some(Direction::Outbound);
+    let direction = direction(small);
+    let outbound = small.run.outbound > small.run.inbound;
     let moved = tunnel.filter(|_| outbound).and_then(|t| context.delta.device(t.index));
     let filtered = small.refused.is_some_and(|(error, _)| error == SendError::Filtered);
     // The device refused at least as much as half of what was lost lately.
@@ -229,11 +229,13 @@ fn dead(
 }
 
 /// Which way a run of losses went. A reply can only be lost after its request
-/// arrived, so any loss on the way out hides the way back.
-fn direction(run: &Run) -> Option<Direction> {
-    match (run.outbound, run.inbound) {
+/// arrived, so loss on the way out hides the way back: there, the peer's own
+/// probes tell.
+fn direction(view: &StreamView) -> Option<Direction> {
+    match (view.run.outbound, view.run.inbound) {
         (0, 0) => None,
         (out, back) if out * 4 < back => Some(Direction::Inbound),
+        (_, 0) if view.unseen_inbound >= SPARSE_DEAD_RUN => Some(Direction::Both),
         (out, back) if back * 4 < out => Some(Direction::Outbound),
         _ => Some(Direction::Both),
     }
