@@ -90,7 +90,7 @@ pub struct Active {
     /// Broken since: when it was first seen, not when it was raised.
     pub since: Wall,
     /// The finding whose consequence this is; such a child is shown under its
-    /// parent and counts for no status.
+    /// parent.
     pub parent: Option<FindingKey>,
 }
 
@@ -205,11 +205,8 @@ fn sum_up(snapshot: &Snapshot, findings: Vec<Active>, since: Wall) -> Diagnosis 
 }
 
 fn status(snapshot: &Snapshot, findings: &[Active], peers: &[PeerVerdict]) -> Status {
-    let worst = findings
-        .iter()
-        .filter(|active| active.parent.is_none())
-        .map(|active| active.finding.code.entry().severity)
-        .max();
+    // A warning may have a consequence that is worse than itself.
+    let worst = findings.iter().map(|active| active.finding.code.entry().severity).max();
     let blind = [
         snapshot.links.gap(),
         snapshot.addresses.gap(),

@@ -270,11 +270,13 @@ fn tunnels_to(
     }
     for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
         let advert = counterpart(own, adverts);
-        let overlay = advert.and_then(|advert| advert.address).or(listed_overlay);
+        // What the peer says of itself outranks what this node's tables, which
+        // may be wrong, say of it.
+        let advertised = advert.and_then(|advert| advert.address);
         match tunnels.iter_mut().find(|tunnel| tunnel.index == own.index) {
-            Some(tunnel) => tunnel.overlay = tunnel.overlay.or(overlay),
+            Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
-                let Some(overlay) = overlay else { continue };
+                let Some(overlay) = advertised.or(listed_overlay) else { continue };
                 if is_routed_plainly(peer, overlay, own, evidence) {
                     continue;
                 }

@@ -13,6 +13,8 @@
 //! is said beyond them fails the case. `not` names the code that this case
 //! looks like and must not raise.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -149,7 +149,9 @@ fn overlay(
     if !underlay_is_proved || peer.departed {
         return;
     }
-    if is_dead(&small.run, DEAD_RUN) {
+    // The underlay answered since, so it is not just that both die together.
+    let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
+    if is_dead(&small.run, DEAD_RUN) && answered_since {
         let tunnel =
             context.now.tunnels.seen().and_then(|t| t.iter().find(|t| t.index == leads.index));
         verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));
