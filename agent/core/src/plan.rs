@@ -312,7 +312,7 @@ mod tests {
                     mac: None,
                 }],
                 pod_networks: Vec::new(),
-                departed: false,
+                departed_since: None,
             })
             .collect()
     }

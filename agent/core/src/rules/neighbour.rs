@@ -24,7 +24,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         // A learning device and one with a default destination resolve by asking.
         let resolves_alone = tunnel.learning || tunnel.collect_metadata || tunnel.remote.is_some();
         let is_vxlan = matches!(tunnel.encapsulation, Encapsulation::Vxlan(_));
-        if !is_vxlan || resolves_alone || !tunnel.up || peer.departed {
+        if !is_vxlan || resolves_alone || !tunnel.up || peer.has_departed() {
             continue;
         }
         let Some(overlay) = leads.overlay else { continue };

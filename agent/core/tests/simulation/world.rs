@@ -87,6 +87,8 @@ pub(crate) struct World {
     /// The peers' own streams to this node: what they sent, what arrived.
     inbound: BTreeMap<(PeerId, Stream), (u32, Window)>,
     epochs: HashMap<PeerId, u64>,
+    /// What peers say of their tunnels, where it is not what it should be.
+    pub(crate) adverts: HashMap<PeerId, TunnelAdvert>,
     /// Probes sent so far.
     pub(crate) probes: u64,
 }
@@ -145,6 +147,7 @@ impl World {
             received: HashMap::new(),
             inbound: BTreeMap::new(),
             epochs: HashMap::new(),
+            adverts: HashMap::new(),
             probes: 0,
         };
         for update in facts(nodes) {
@@ -268,20 +271,51 @@ impl World {
             node: None,
             epoch: self.epochs.get(&peer).copied().unwrap_or_default(),
             windows,
-            tunnels: vec![TunnelAdvert {
-                encapsulation: VXLAN,
-                vni: Some(1),
-                up: true,
-                address: Some(overlay(node)),
-                mac: Some(mac(node)),
-                mtu: 1450,
-            }],
+            tunnels: vec![self.adverts.get(&peer).copied().unwrap_or_else(|| advert(node))],
         }
     }
 }
 
-/// What the sources say of a healthy node 0.
-fn facts(nodes: u32) -> Vec<Update> {
+/// What a node says of its tunnel.
+pub(crate) fn advert(node: u32) -> TunnelAdvert {
+    TunnelAdvert {
+        encapsulation: VXLAN,
+        vni: Some(1),
+        up: true,
+        address: Some(overlay(node)),
+        mac: Some(mac(node)),
+        mtu: 1450,
+    }
+}
+
+/// The route of the pods of `node`.
+pub(crate) fn pod_route(node: u32) -> Route {
+    let pods = IpNet::new(overlay(node), 24).unwrap();
+    route(pods, TUNNEL, Some(overlay(node)))
+}
+
+/// The neighbour entry of `node`'s VTEP.
+pub(crate) fn neighbour(node: u32) -> Neighbour {
+    Neighbour {
+        index: TUNNEL,
+        address: overlay(node),
+        mac: Some(mac(node)),
+        state: NeighbourState::Permanent,
+    }
+}
+
+/// The forwarding entry of `node`'s VTEP, leading to node `to`.
+pub(crate) fn fdb_entry(node: u32, to: u32) -> FdbEntry {
+    FdbEntry {
+        key: FdbKey { index: TUNNEL, mac: mac(node), destination: Some(underlay(to)) },
+        permanent: true,
+        vni: None,
+        port: None,
+    }
+}
+
+/// Node 0's NIC and tunnel device.
+pub(crate) fn links() -> [Link; 2] {
     let vxlan = Vxlan {
         vni: 1,
         port: 8472,
@@ -289,10 +323,14 @@ fn facts(nodes: u32) -> Vec<Update> {
         underlay: Some(NIC),
         ..Vxlan::default()
     };
-    let links = vec![
+    [
         link(NIC, "eth0", LinkKind::Plain, 1500, Mac([2, 0, 0, 0, 0, 2])),
         link(TUNNEL, "flannel.1", LinkKind::Vxlan(vxlan), 1450, mac(0)),
-    ];
+    ]
+}
+
+/// What the sources say of a healthy node 0.
+fn facts(nodes: u32) -> Vec<Update> {
     let net = |address, length| IpNet::new(address, length).unwrap();
     let addresses = vec![
         Address { index: NIC, net: net(underlay(0), 16) },
@@ -302,24 +340,14 @@ fn facts(nodes: u32) -> Vec<Update> {
     let (mut neighbours, mut fdb) = (Vec::new(), Vec::new());
     let mut listed = Vec::new();
     for node in 1..nodes {
-        routes.push(route(net(overlay(node), 24), TUNNEL, Some(overlay(node))));
-        neighbours.push(Neighbour {
-            index: TUNNEL,
-            address: overlay(node),
-            mac: Some(mac(node)),
-            state: NeighbourState::Permanent,
-        });
-        fdb.push(FdbEntry {
-            key: FdbKey { index: TUNNEL, mac: mac(node), destination: Some(underlay(node)) },
-            permanent: true,
-            vni: None,
-            port: None,
-        });
+        routes.push(pod_route(node));
+        neighbours.push(neighbour(node));
+        fdb.push(fdb_entry(node, node));
         listed.push(PeerListEntry { address: underlay(node), name: None, overlay: None });
     }
     let host = Host { ipv4_forwarding: Some(true), ..Host::default() };
     vec![
-        Update::Links(Change::Replace(links)),
+        Update::Links(Change::Replace(links().into())),
         Update::Addresses(Change::Replace(addresses)),
         Update::Routes(Change::Replace(routes)),
         Update::Rules(Change::Replace(Vec::new())),

@@ -1,10 +1,9 @@
 //! The decisions that rest on counted probes, on a simulated clock: no verdict
 //! where nothing is wrong, and a hard fault within its budget.
 
-mod world;
-
 use std::collections::BTreeSet;
 
+use crate::world::{Dice, Packet, VXLAN, Way, World, underlay};
 use overlaywatch_core::catalog::Code;
 use overlaywatch_core::diagnose::{Diagnosis, PeerState, Status};
 use overlaywatch_core::finding::Direction;
@@ -12,7 +11,6 @@ use overlaywatch_core::model::PeerId;
 use overlaywatch_core::probing::{ProbeEvent, Stream};
 use overlaywatch_core::time::{MILLISECOND, SECOND};
 use proptest::prelude::*;
-use world::{Dice, Packet, VXLAN, Way, World, underlay};
 
 fn nothing(_: Packet) -> bool {
     false
