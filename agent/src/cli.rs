@@ -18,7 +18,7 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
     max_term_width = 100,
     about = "Says which pair of nodes, which direction, at which hop, why, and what to do \
              when an overlay network (VXLAN, IPIP) breaks",
-    after_help = "Exit codes: 0 nothing wrong was found, 1 the command itself failed, \
+    after_help = "Exit codes: 0 all is well, 1 the command failed or could not tell, \
                   2 a problem was found.\n\n\
                   Start with:\n  \
                   overlaywatch check              diagnose this node once\n  \
@@ -101,11 +101,15 @@ pub struct AgentArgs {
 }
 
 /// Arguments of `check`.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,
+    /// How long to probe before the verdict, seconds
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(3..=600))]
+    pub seconds: u64,
     /// How to print the diagnosis.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -200,10 +204,12 @@ impl From<Exit> for ExitCode {
 }
 
 impl From<Status> for Exit {
-    /// A problem is what was found, not what could not be seen.
+    /// A problem is what was found, not what could not be seen; and what could
+    /// not be seen is not fine either.
     fn from(status: Status) -> Self {
         match status {
-            Status::Pass | Status::Unknown => Self::Fine,
+            Status::Pass => Self::Fine,
+            Status::Unknown => Self::ToolFailed,
             Status::Warn | Status::Fail => Self::Problem,
         }
     }

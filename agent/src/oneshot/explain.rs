@@ -63,8 +63,9 @@ fn one(entry: &Entry, paint: Paint, out: &mut impl Write) -> Result<(), OneshotE
         entry.clear_after_seconds
     );
     part("When", &when)?;
-    if !entry.parents.is_empty() {
-        part("Explained by", &join(entry.parents.iter().copied()))?;
+    let parents = join(entry.parents());
+    if !parents.is_empty() {
+        part("Explained by", &parents)?;
     }
     let explained = explained_by(entry.code);
     if !explained.is_empty() {
@@ -74,7 +75,7 @@ fn one(entry: &Entry, paint: Paint, out: &mut impl Write) -> Result<(), OneshotE
 }
 
 fn explained_by(code: Code) -> Vec<Code> {
-    CATALOG.iter().filter(|e| e.parents.contains(&code)).map(|e| e.code).collect()
+    CATALOG.iter().filter(|e| e.parents().any(|parent| parent == code)).map(|e| e.code).collect()
 }
 
 fn join(codes: impl IntoIterator<Item = Code>) -> String {
@@ -90,7 +91,7 @@ fn as_json(entry: &Entry) -> Value {
         "remedy": entry.remedy,
         "raise_after_ms": entry.raise_after_ms,
         "clear_after_seconds": entry.clear_after_seconds,
-        "explained_by": entry.parents,
+        "explained_by": entry.parents().collect::<Vec<_>>(),
         "explains": explained_by(entry.code),
     })
 }

@@ -35,7 +35,7 @@ pub(super) fn fill(sheet: &mut Sheet, snapshot: &Snapshot, diagnosis: &Diagnosis
     ] {
         sheet.add(&families::PEERS, &[state.slug()], float(count as u64));
     }
-    let departed = snapshot.peers.iter().filter(|peer| peer.departed).count();
+    let departed = snapshot.peers.iter().filter(|peer| peer.has_departed()).count();
     sheet.add(&families::PEERS_DEPARTED, &[], float(departed as u64));
     mesh(sheet, snapshot);
     each(sheet, snapshot, diagnosis);
