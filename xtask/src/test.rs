@@ -254,14 +254,14 @@ mod tests {
         let silent = report(&[], true);
         assert_eq!(silent.tally.failed, 1);
         assert!(silent.failure.is_some());
-        let idle = report(&["0 passed, 0 failed"], true);
+        let idle = report(&["0 of 0 faults judged rightly"], true);
         assert!(idle.failure.is_some());
         // One failed check beside a runner that claims success.
-        let confused = report(&["4 passed, 1 failed"], true);
+        let confused = report(&["4 of 5 faults judged rightly"], true);
         assert_eq!(confused.tally, Tally { passed: 4, failed: 1 });
         assert!(confused.failure.is_some());
         // Passed checks beside a runner that fails, as when a crate does not compile.
-        let broken = report(&["4 passed, 0 failed"], false);
+        let broken = report(&["test result: ok. 4 passed; 0 failed; 0 ignored"], false);
         assert_eq!(broken.tally, Tally { passed: 4, failed: 1 });
         assert!(broken.failure.is_some());
     }

@@ -186,7 +186,11 @@ pub(crate) const ROWS: &[Row] = &[
         "a configuration can be read and refused without binding or starting anything",
     ),
     row("agent::notify", &["core"], "systemd is told a verdict, and needs no more than that"),
-    row("agent::telemetry", &["core"], "logging stands below everything that logs"),
+    row(
+        "agent::telemetry",
+        &["core", "agent::config"],
+        "logging is set up as configured and stands below everything that logs",
+    ),
     Row {
         module: "agent::source",
         may: &["core::model", "core::fact", "core::assembly", "core::time", "agent::clock"],
