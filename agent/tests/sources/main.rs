@@ -1,6 +1,13 @@
 //! The sources against a real kernel: what they say equals what `ip -j` and
 //! `bridge -j` say, at first and after every change. Needs root and iproute2.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy lets tests fail by panicking, but not the helpers they share"
+)]
+
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_unknown_request_is_refused_by_the_kernel_and_said_so() {
-        // Number 17 of message types is RTM_DELLINK: no dump.
+        // Far beyond the last message type (RTM_MAX).
         let request = Request { what: "dumping nonsense", kind: 250, family: 0, header_bytes: 4 };
         let error = dump(request, &mut wire::buffer(), never).unwrap_err();
         assert!(
