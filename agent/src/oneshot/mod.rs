@@ -104,7 +104,7 @@ pub fn print_diagnosis(
         Output::Text => {
             let report = NodeReport::new(snapshot, diagnosis);
             out.write_all(text::health(&health, paint).as_bytes())?;
-            out.write_all(mesh::table(&report, paint).as_bytes())?;
+            out.write_all(table(&report, paint).as_bytes())?;
         }
     }
     Ok(Exit::from(diagnosis.status))
@@ -130,7 +130,7 @@ pub async fn status(
         Output::Text => {
             out.write_all(text::health(&health, paint).as_bytes())?;
             if let Some(report) = report {
-                out.write_all(mesh::table(&report, paint).as_bytes())?;
+                out.write_all(table(&report, paint).as_bytes())?;
             }
         }
     }
