@@ -212,9 +212,25 @@ async fn consequences_stand_below_their_cause() {
     assert_eq!(findings[0]["subject"]["device"], "flannel.1");
     let below = findings[0]["consequences"].as_array().unwrap();
     assert!(below.iter().any(|finding| finding["code"] == "encapsulation-lost"));
+    assert_eq!(health["omitted"], 0);
     let text = ask(&server, "GET", "/health", "Accept: text/plain\r\n").await.2;
     assert!(text.contains("explains  encapsulation-lost (node-b and node-c)"), "{text}");
     assert!(health["summary"].as_str().unwrap().ends_with("flannel.1: tunnel device is down"));
+}
+
+#[tokio::test]
+async fn a_thousand_findings_are_not_all_listed() {
+    let server = Server::of(&[Fate::DeadOutbound; 1_000]).await;
+    let health: Value = serde_json::from_str(&get(&server, "/health").await.1).unwrap();
+    assert_eq!(health["findings"].as_array().unwrap().len(), 200);
+    assert_eq!(health["omitted"], 800);
+    assert_eq!(health["peers"]["broken"], 1_000);
+    let text = ask(&server, "GET", "/health", "Accept: text/plain\r\n").await.2;
+    assert!(text.starts_with(
+        "FAIL  node-a: VXLAN (udp 8472) to node-b, node-c, node-d and 997 more does not get \
+         through outbound; underlay is fine\n"
+    ));
+    assert!(text.ends_with("\n980 more findings: /health has some as JSON, /v1/report all\n"));
 }
 
 #[tokio::test]

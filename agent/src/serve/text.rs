@@ -95,8 +95,9 @@ fn write_health(out: &mut String, health: &Health, paint: Paint) -> std::fmt::Re
         writeln!(out)?;
         write_finding(out, position + 1, finding, health, paint)?;
     }
-    if let Some(more) = health.findings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        writeln!(out, "\n{more} more findings: see the JSON")?;
+    let more = health.findings.len().saturating_sub(SHOWN) + health.omitted;
+    if more > 0 {
+        writeln!(out, "\n{more} more findings: /health has some as JSON, /v1/report all")?;
     }
     if !health.gaps.is_empty() {
         writeln!(out, "\nnot seen:")?;
