@@ -109,11 +109,15 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
     let mut rule = Rule::new(chain);
     if let Some(port) = &drops.in_port {
         rule.add_expr(&nft_expr!(meta iifname));
-        rule.add_expr(&nft_expr!(cmp == &InterfaceName::Exact(std::ffi::CString::new(port.as_str())?)));
+        rule.add_expr(&nft_expr!(
+            cmp == &InterfaceName::Exact(std::ffi::CString::new(port.as_str())?)
+        ));
     }
     if let Some(port) = &drops.out_port {
         rule.add_expr(&nft_expr!(meta oifname));
-        rule.add_expr(&nft_expr!(cmp == &InterfaceName::Exact(std::ffi::CString::new(port.as_str())?)));
+        rule.add_expr(&nft_expr!(
+            cmp == &InterfaceName::Exact(std::ffi::CString::new(port.as_str())?)
+        ));
     }
     let looks_into_ip = drops.from.is_some()
         || drops.to.is_some()

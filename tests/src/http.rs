@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn reads_an_answer() {
-        let answer = parse("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+        let answer =
+            parse("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}").unwrap();
         assert_eq!(answer, Answer { status: 503, body: "{}".to_owned() });
     }
 

@@ -81,8 +81,11 @@ pub fn clean() -> Result<Vec<String>> {
             .collect()
     };
     let namespaces = abandoned(netns::DIRECTORY);
-    let inodes: HashSet<(u64, u64)> =
-        namespaces.iter().filter_map(|path| fs::metadata(path).ok()).map(|m| identity(&m)).collect();
+    let inodes: HashSet<(u64, u64)> = namespaces
+        .iter()
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|m| identity(&m))
+        .collect();
     for pid in processes_in(&inodes)? {
         if kill(pid, Signal::SIGKILL).is_ok() {
             removed.push(format!("process {pid}"));

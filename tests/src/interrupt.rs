@@ -21,12 +21,10 @@ extern "C" fn on_signal(_: libc::c_int) {
 /// # Errors
 /// When the kernel refuses the handlers.
 pub fn install() -> Result<()> {
-    let action =
-        SigAction::new(SigHandler::Handler(on_signal), SaFlags::empty(), SigSet::empty());
+    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
-        unsafe { sigaction(signal, &action) }
-            .with_context(|| format!("cannot handle {signal}"))?;
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
     }
     Ok(())
 }

@@ -307,12 +307,7 @@ mod tests {
 
     #[test]
     fn a_finding_that_must_have_no_direction_has_none() {
-        let silent = Observed {
-            code: Code::AgentSilent,
-            about: PEER,
-            direction: None,
-            hop: None,
-        };
+        let silent = Observed { code: Code::AgentSilent, about: PEER, direction: None, hop: None };
         let wanted = Wanted {
             node: 0,
             code: Code::AgentSilent,
@@ -327,12 +322,8 @@ mod tests {
 
     #[test]
     fn calm_is_without_a_break() {
-        let mut timeline = timeline(&[
-            (1, 0, &[]),
-            (5, 0, &[lost(Direction::Both)]),
-            (9, 0, &[]),
-            (9, 1, &[]),
-        ]);
+        let mut timeline =
+            timeline(&[(1, 0, &[]), (5, 0, &[lost(Direction::Both)]), (9, 0, &[]), (9, 1, &[])]);
         assert_eq!(timeline.calm_since(0, 1), Some(at(9)));
         assert_eq!(timeline.calm_since(1, 1), Some(at(9)));
         assert_eq!(timeline.calm_since(2, 1), None);

@@ -126,10 +126,7 @@ fn act(command: Command) -> Result<bool> {
         list(&args)?;
         return Ok(true);
     }
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "network namespaces need root: run it with sudo"
-    );
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     interrupt::install()?;
     let removed = identity::clean()?;
     match command {
@@ -214,9 +211,7 @@ fn run(args: RunArgs) -> Result<bool> {
 fn demonstrate(args: DemoArgs) -> Result<bool> {
     let fault = args
         .fault
-        .map(|name| {
-            fault::named(&name).with_context(|| format!("no fault {name}: see `lab list`"))
-        })
+        .map(|name| fault::named(&name).with_context(|| format!("no fault {name}: see `lab list`")))
         .transpose()?;
     let needs = fault.map_or(3, |fault| fault.nodes);
     let size = args.nodes.unwrap_or(needs);

@@ -163,5 +163,9 @@ pub fn name_of(cluster: &Cluster, address: std::net::IpAddr) -> String {
 /// What a person types to ask a node's agent.
 #[must_use]
 pub fn curl(node: &Node) -> String {
-    format!("ip netns exec {} curl -s http://{}:{PORT}/health", node.netns.name(), Ipv4Addr::LOCALHOST)
+    format!(
+        "ip netns exec {} curl -s http://{}:{PORT}/health",
+        node.netns.name(),
+        Ipv4Addr::LOCALHOST
+    )
 }

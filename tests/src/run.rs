@@ -84,12 +84,7 @@ pub fn run(fault: &'static Fault, settings: &Settings) -> Row {
     row.conclude()
 }
 
-fn try_run(
-    fault: &'static Fault,
-    settings: &Settings,
-    kept: &Path,
-    row: &mut Row,
-) -> Result<()> {
+fn try_run(fault: &'static Fault, settings: &Settings, kept: &Path, row: &mut Row) -> Result<()> {
     let mut cluster = Cluster::build(settings.shape, fault.nodes)?;
     cluster.start_agents(&settings.binary)?;
     let poll = Poll::start(&cluster)?;
@@ -139,7 +134,8 @@ fn judge(fault: &Fault, cluster: &mut Cluster, poll: &Poll, row: &mut Row) -> Re
     row.seconds_to_clear = clear.map(|time| time.as_secs_f64());
     if clear.is_none() {
         let limit = fault.limits.clear;
-        row.problems.push(format!("not clear {limit:?} after the heal: {}", standing(cluster, poll)?));
+        row.problems
+            .push(format!("not clear {limit:?} after the heal: {}", standing(cluster, poll)?));
     }
     for flow in &broken {
         let (lost, of) = flow.lost(Instant::now().checked_sub(CALM).unwrap_or(healed));
@@ -377,11 +373,7 @@ fn settle<'a>(
 }
 
 /// Waits until the flows' packets since one moment fare as they should.
-fn settle_since(
-    flows: &[Flow],
-    since: Instant,
-    well: impl Fn(usize, usize) -> bool,
-) -> Result<()> {
+fn settle_since(flows: &[Flow], since: Instant, well: impl Fn(usize, usize) -> bool) -> Result<()> {
     for flow in flows {
         let mut last = (0, 0);
         let settled = wait_until(Duration::from_secs(5), || {

@@ -148,9 +148,11 @@ fn peer_of(report: &NodeReport, address: IpAddr) -> Option<&PeerReport> {
 /// The finding that concerns the pair. What is wrong with a node or its
 /// devices is wrong with all its pairs.
 fn verdict(report: &NodeReport, address: IpAddr) -> Option<String> {
-    let finding = report.findings.iter().filter(|found| !found.consequence).find(|found| {
-        found.finding.subject.peer().is_none_or(|peer| peer.0 == address)
-    })?;
+    let finding = report
+        .findings
+        .iter()
+        .filter(|found| !found.consequence)
+        .find(|found| found.finding.subject.peer().is_none_or(|peer| peer.0 == address))?;
     let finding = &finding.finding;
     let mut text = finding.code.slug().to_owned();
     if let Some(direction) = finding.direction {

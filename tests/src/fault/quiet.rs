@@ -7,8 +7,8 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use overlaywatch_core::catalog::Code;
 
-use super::{A, B, C, Fault, HARD, Limits, Loss, NO_DIRECTION, NO_HOP, addresses, says};
 use super::underlay::middle_passes;
+use super::{A, B, C, Fault, HARD, Limits, Loss, NO_DIRECTION, NO_HOP, addresses, says};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
 use crate::interrupt;
@@ -88,10 +88,10 @@ pub(super) const FAULTS: &[Fault] = &[
             let to = Drops { udp_to: Some(PORT), ..Drops::default() };
             let from = Drops { udp_from: Some(PORT), ..Drops::default() };
             let drops = [(a, b), (b, a)].map(|(x, y)| {
-                [Drops { udp_to: to.udp_to, ..between(x, y) }, Drops {
-                    udp_from: from.udp_from,
-                    ..between(x, y)
-                }]
+                [
+                    Drops { udp_to: to.udp_to, ..between(x, y) },
+                    Drops { udp_from: from.udp_from, ..between(x, y) },
+                ]
             });
             filter::drop(&cluster.switch, Place::Middle, drops.as_flattened())
         },

@@ -269,12 +269,8 @@ const PHASE: Duration = Duration::from_secs(7);
 pub(super) fn block_tunnel(cluster: &mut Cluster, both_ways: bool) -> Result<()> {
     let (a, b) = addresses(cluster, A, B)?;
     let port = cluster.shape.port();
-    let encapsulated = |from, to| Drops {
-        from: Some(from),
-        to: Some(to),
-        udp_to: Some(port),
-        ..Drops::default()
-    };
+    let encapsulated =
+        |from, to| Drops { from: Some(from), to: Some(to), udp_to: Some(port), ..Drops::default() };
     let mut drops = vec![encapsulated(a, b)];
     if both_ways {
         drops.push(encapsulated(b, a));

@@ -128,7 +128,8 @@ impl Shape {
     pub(super) fn pod_side_lines(self, node: &Node) -> String {
         let (mtu, pod, pod_address) = (self.mtu(), node.pod.name(), node.pod_address());
         let device = pod_device(self, node);
-        let link = format!("link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n");
+        let link =
+            format!("link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n");
         match self {
             Self::Flannel => {
                 let [a, b, c, _] = node.overlay().octets();
