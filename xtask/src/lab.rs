@@ -1,0 +1,54 @@
+//! The namespace lab: built here, then given the word as root.
+
+use std::process::Command;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::Install;
+use crate::shell::{self, build_release, root, root_command, target};
+
+/// What `cargo xtask lab` takes.
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    install: Install,
+    /// What the lab takes: `list`, `run [PATTERN]`, `clean`, `record`, `--help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "--help")]
+    arguments: Vec<String>,
+}
+
+/// Builds the agent and the lab, and becomes the lab.
+pub(crate) fn lab(options: &Options) -> Result<()> {
+    options.install.setup()?;
+    build()?;
+    shell::become_program(command(&options.arguments)?)
+}
+
+/// Builds what the lab needs: itself, and the agent as it is shipped.
+pub(crate) fn build() -> Result<()> {
+    build_release("the agent and the lab", &["-p", "overlaywatch", "-p", "lab"])
+}
+
+/// The lab with these arguments: as root where it makes namespaces, and with
+/// the agent's path where it starts agents.
+pub(crate) fn command(arguments: &[String]) -> Result<Command> {
+    let release = target()?.join("release");
+    let verb = arguments.first().map_or("", String::as_str);
+    let only_speaks =
+        verb == "list" || arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    let program = release.join("lab");
+    let mut command = if only_speaks {
+        let mut command = Command::new(program);
+        command.current_dir(root());
+        command
+    } else {
+        root_command(program)?
+    };
+    command.args(arguments);
+    if !only_speaks && verb != "clean" {
+        command.arg("--binary").arg(release.join("overlaywatch"));
+    }
+    Ok(command)
+}

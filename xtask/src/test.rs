@@ -1,0 +1,278 @@
+//! Everything that checks the project, in one run: what fails soonest first,
+//! the lab last, so that nothing else is at work while it times verdicts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+use crate::shell::{self, cargo, root};
+use crate::tally::Tally;
+use crate::{Install, lab};
+
+/// The release of cargo-deny that checks licences: the newest that the
+/// workspace's rust-version compiles.
+const CARGO_DENY: &str = "0.20.2";
+
+/// A part of the run.
+struct Stage {
+    name: &'static str,
+    run: fn() -> Result<Report>,
+}
+
+const STAGES: [Stage; 5] = [
+    Stage { name: "fmt", run: fmt },
+    Stage { name: "clippy", run: clippy },
+    Stage { name: "tests", run: tests },
+    Stage { name: "deny", run: deny },
+    Stage { name: "lab", run: run_lab },
+];
+
+/// What a stage's runner said.
+#[derive(Debug, Default)]
+struct Report {
+    tally: Tally,
+    /// The runner's own closing lines, word for word.
+    closing: Vec<String>,
+    /// What went wrong.
+    failure: Option<String>,
+}
+
+/// Runs every stage up to the first that fails.
+pub(crate) fn test(install: Install) -> Result<()> {
+    outlive_interrupts()?;
+    install.setup()?;
+    let mut table = Vec::new();
+    let mut total = Tally::default();
+    let mut closing = Vec::new();
+    let mut failure = None;
+    for stage in &STAGES {
+        println!("== {}", stage.name);
+        let start = Instant::now();
+        let report = (stage.run)().unwrap_or_else(|error| Report::of_error(&error));
+        table.push((stage.name, start.elapsed(), report.failure.is_none()));
+        total += report.tally;
+        closing.extend(report.closing);
+        if let Some(what) = report.failure {
+            failure = Some(format!("{}: {what}", stage.name));
+            break;
+        }
+    }
+    println!("\n{}", draw(&table));
+    for line in closing {
+        println!("{line}");
+    }
+    println!("\n{total}");
+    // The error below goes to stderr; whoever reads both has them in order.
+    std::io::stdout().flush()?;
+    failure.map_or(Ok(()), |what| bail!("{what}"))
+}
+
+/// A Ctrl-C goes to every process of the terminal. The lab answers it by taking
+/// its namespaces down and says so on its way out, so somebody must stay to
+/// read that; this process ends when the stage has ended.
+fn outlive_interrupts() -> Result<()> {
+    extern "C" fn nothing(_: nix::libc::c_int) {}
+    // SAFETY: a handler that does nothing is async-signal-safe. Unlike ignoring
+    // the signal it is not inherited by the programs started here.
+    unsafe { signal(Signal::SIGINT, SigHandler::Handler(nothing)) }
+        .context("cannot set a signal handler")?;
+    Ok(())
+}
+
+fn fmt() -> Result<Report> {
+    component("fmt", "rustfmt")?;
+    check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")
+}
+
+fn clippy() -> Result<Report> {
+    component("clippy", "clippy")?;
+    check(
+        cargo()
+            .args(["clippy", "--quiet", "--workspace", "--all-targets"])
+            .args(["--", "--deny", "warnings"]),
+        "mend what is said above",
+    )
+}
+
+/// Unit, golden and documentation tests. Those that make namespaces need root,
+/// so where the caller is not, Cargo starts each test program through sudo.
+fn tests() -> Result<Report> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    let words = shell::as_root()?;
+    if !words.is_empty() {
+        command.arg("--config").arg(format!("target.'cfg(unix)'.runner = {words:?}"));
+    }
+    // A golden file that differs is a failure here, not a proposal on disk.
+    command.env("INSTA_UPDATE", "no");
+    follow(&mut command)
+}
+
+/// Licences, sources and bans. Advisories are left out: their database is a git
+/// repository that a machine with package registries only cannot fetch.
+fn deny() -> Result<Report> {
+    let tools = shell::target()?.join("tools");
+    let program = tools.join("bin/cargo-deny");
+    let installed = shell::output(Command::new(&program).arg("--version")).unwrap_or_default();
+    if installed.trim() != format!("cargo-deny {CARGO_DENY}") {
+        println!("installing cargo-deny {CARGO_DENY} in {} (some minutes)", tools.display());
+        shell::run(
+            cargo()
+                .args(["install", "cargo-deny", "--quiet", "--locked", "--force"])
+                .args(["--version", CARGO_DENY, "--root"])
+                .arg(&tools),
+        )?;
+    }
+    println!("advisories are not checked here: `cargo deny check advisories` does, with network");
+    check(
+        Command::new(&program).current_dir(root()).args([
+            "--all-features",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ]),
+        "see deny.toml for what is allowed and why",
+    )
+}
+
+fn run_lab() -> Result<Report> {
+    lab::build()?;
+    follow(&mut lab::command(&["run".to_owned()])?)
+}
+
+/// Fails with a remedy where a part of the toolchain is missing.
+fn component(verb: &str, name: &str) -> Result<()> {
+    shell::output(cargo().args([verb, "--version"])).map(|_| ()).with_context(|| {
+        format!("{name} is not installed; get it with `rustup component add {name}` or from where your Rust came")
+    })
+}
+
+/// Runs a checker that counts for one check.
+fn check(command: &mut Command, remedy: &str) -> Result<Report> {
+    let status =
+        command.status().with_context(|| format!("cannot run {}", shell::line(command)))?;
+    let failure = (!status.success()).then(|| format!("{}: {remedy}", shell::line(command)));
+    Ok(Report { tally: Tally::one(failure.is_none()), closing: Vec::new(), failure })
+}
+
+/// Runs a test runner: its output passes through as it comes, its closing lines
+/// are kept and counted.
+fn follow(command: &mut Command) -> Result<Report> {
+    let name = shell::line(command);
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
+    let output = child.stdout.take().context("a piped child has a stdout")?;
+    let mut report = Report::default();
+    for line in BufReader::new(output).lines() {
+        let line = line.with_context(|| format!("reading what {name} prints"))?;
+        println!("{line}");
+        report.read(line);
+    }
+    let status = child.wait().with_context(|| format!("waiting for {name}"))?;
+    Ok(report.close(status.success(), &name))
+}
+
+impl Report {
+    /// A stage that could not even run counts for one failed check.
+    fn of_error(error: &anyhow::Error) -> Self {
+        Self { tally: Tally::one(false), closing: Vec::new(), failure: Some(format!("{error:#}")) }
+    }
+
+    /// Takes one line of a runner's output.
+    fn read(&mut self, line: String) {
+        if let Some(tally) = Tally::from_closing_line(&line) {
+            self.tally += tally;
+            self.closing.push(line);
+        }
+    }
+
+    /// Holds what was counted against how the runner ended: neither a runner
+    /// that fails without a failed check nor one that ran no check at all may
+    /// look like success.
+    fn close(mut self, succeeded: bool, name: &str) -> Self {
+        if self.closing.is_empty() {
+            self.failure = Some(format!("{name} ended without saying what passed and failed"));
+        } else if self.tally.passed + self.tally.failed == 0 {
+            self.failure = Some(format!("{name} checked nothing"));
+        } else if !succeeded || self.tally.failed > 0 {
+            self.failure = Some(format!("{name} failed"));
+        }
+        if self.failure.is_some() && self.tally.failed == 0 {
+            self.tally.failed = 1;
+        }
+        self
+    }
+}
+
+/// The table of stages.
+fn draw(stages: &[(&str, Duration, bool)]) -> String {
+    let mut text = format!("{:<8}{:>9}  {}\n", "stage", "seconds", "outcome");
+    let mut total = Duration::ZERO;
+    for (name, took, passed) in stages {
+        let outcome = if *passed { "ok" } else { "FAILED" };
+        text += &format!("{name:<8}{:>9.1}  {outcome}\n", took.as_secs_f64());
+        total += *took;
+    }
+    for stage in STAGES.iter().skip(stages.len()) {
+        text += &format!("{:<8}{:>9}  not run\n", stage.name, "-");
+    }
+    text += &format!("{:<8}{:>9.1}\n", "total", total.as_secs_f64());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lines: &[&str], succeeded: bool) -> Report {
+        let mut report = Report::default();
+        for line in lines {
+            report.read((*line).to_owned());
+        }
+        report.close(succeeded, "runner")
+    }
+
+    #[test]
+    fn sums_what_runners_say() {
+        let lines = [
+            "running 2 tests",
+            "test result: ok. 2 passed; 0 failed; 0 ignored",
+            "test result: ok. 3 passed; 0 failed; 0 ignored",
+        ];
+        let report = report(&lines, true);
+        assert_eq!(report.tally, Tally { passed: 5, failed: 0 });
+        assert_eq!(report.closing, lines[1..]);
+        assert_eq!(report.failure, None);
+    }
+
+    #[test]
+    fn success_needs_counted_checks() {
+        let silent = report(&[], true);
+        assert_eq!(silent.tally.failed, 1);
+        assert!(silent.failure.is_some());
+        let idle = report(&["0 of 0 faults judged rightly"], true);
+        assert!(idle.failure.is_some());
+        // One failed check beside a runner that claims success.
+        let confused = report(&["4 of 5 faults judged rightly"], true);
+        assert_eq!(confused.tally, Tally { passed: 4, failed: 1 });
+        assert!(confused.failure.is_some());
+        // Passed checks beside a runner that fails, as when a crate does not compile.
+        let broken = report(&["test result: ok. 4 passed; 0 failed; 0 ignored"], false);
+        assert_eq!(broken.tally, Tally { passed: 4, failed: 1 });
+        assert!(broken.failure.is_some());
+    }
+
+    #[test]
+    fn the_table_names_what_did_not_run() {
+        let seconds = Duration::from_secs_f64(1.5);
+        let table = draw(&[("fmt", seconds, true), ("clippy", seconds, false)]);
+        assert!(table.contains("fmt           1.5  ok"), "{table}");
+        assert!(table.contains("clippy        1.5  FAILED"), "{table}");
+        assert!(table.contains("lab             -  not run"), "{table}");
+        assert!(table.contains("total         3.0"), "{table}");
+    }
+}
