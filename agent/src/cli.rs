@@ -1,1 +1,275 @@
-//! The command line.
+//! The command line: what can be asked of the binary, as typed arguments.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use overlaywatch_core::diagnose::Status;
+use overlaywatch_core::model::NodeName;
+
+/// Where the agent of this node listens unless told otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "overlaywatch",
+    version,
+    max_term_width = 100,
+    about = "Says which pair of nodes, which direction, at which hop, why, and what to do \
+             when an overlay network (VXLAN, IPIP) breaks",
+    after_help = "Exit codes: 0 all is well, 1 the command failed or could not tell, \
+                  2 a problem was found.\n\n\
+                  Start with:\n  \
+                  overlaywatch check              diagnose this node once\n  \
+                  overlaywatch agent              watch it for good (systemd does this)\n  \
+                  overlaywatch status             ask the running agent\n  \
+                  overlaywatch explain CODE       what a verdict means and what to do"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What is asked of the binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch this node and its peers, and serve the verdict over HTTP
+    #[command(after_help = "Needs no configuration on a node that flannel or Calico set up.\n\n\
+                            Examples:\n  \
+                            overlaywatch agent\n  \
+                            overlaywatch agent --node node-a --peers /etc/overlaywatch/peers.json\n  \
+                            OVERLAYWATCH_LOG=debug overlaywatch agent --listen 127.0.0.1:9977")]
+    Agent(AgentArgs),
+    /// Diagnose this node once, without a running agent
+    #[command(after_help = "Examples:\n  \
+                            overlaywatch check\n  \
+                            overlaywatch check -o json | jq .summary")]
+    Check(CheckArgs),
+    /// Ask a running agent for its verdict and its peers
+    #[command(after_help = "Examples:\n  \
+                            overlaywatch status\n  \
+                            overlaywatch status 10.0.0.2\n  \
+                            overlaywatch status http://node-b:9977 -o json")]
+    Status(StatusArgs),
+    /// Save what a running agent sees, for a bug report or for replay
+    #[command(after_help = "Examples:\n  \
+                            overlaywatch snapshot --output node-a.json\n  \
+                            overlaywatch snapshot http://node-b:9977 > node-b.json")]
+    Snapshot(SnapshotArgs),
+    /// Diagnose saved snapshots
+    #[command(after_help = "Examples:\n  \
+                            overlaywatch replay node-a.json node-b.json\n  \
+                            overlaywatch snapshot | overlaywatch replay -")]
+    Replay(ReplayArgs),
+    /// Say what a verdict means and what to do; lists all without CODE
+    #[command(after_help = "Examples:\n  \
+                            overlaywatch explain\n  \
+                            overlaywatch explain encapsulation-lost")]
+    Explain(ExplainArgs),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  \
+                            overlaywatch completions bash \
+                            > /usr/share/bash-completion/completions/overlaywatch")]
+    Completions(CompletionsArgs),
+}
+
+/// What the command line says of this node; it outranks the configuration file.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NodeArgs {
+    /// Configuration file [default: /etc/overlaywatch/overlaywatch.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// This node's name [default: as a peer list says, else the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// Where to serve HTTP [default: 0.0.0.0:9977]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Peers as a Prometheus file_sd JSON file, read again whenever it changes
+    /// [default: peers are learnt from the kernel's routes and forwarding entries]
+    #[arg(long, value_name = "FILE")]
+    pub peers: Option<PathBuf>,
+}
+
+/// Arguments of `agent`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AgentArgs {
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Arguments of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// How long to probe before the verdict, seconds
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(3..=600))]
+    pub seconds: u64,
+    /// How to print the diagnosis.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// The agent: a URL, or an address with or without a port
+    #[arg(default_value = DEFAULT_URL)]
+    pub url: String,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `snapshot`.
+#[derive(Args, Clone, Debug)]
+pub struct SnapshotArgs {
+    /// The agent: a URL, or an address with or without a port
+    #[arg(default_value = DEFAULT_URL)]
+    pub url: String,
+    /// Write to this file instead of the standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Arguments of `replay`.
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// Files that `overlaywatch snapshot` wrote; `-` is the standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Judge by this configuration's expectations instead of the defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The verdict's code, as /health and the metrics name it
+    pub code: Option<String>,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `completions`.
+#[derive(Args, Clone, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// The `-o` option.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct OutputArgs {
+    /// Print text for people or JSON for programs
+    #[arg(short = 'o', long = "format", value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Output,
+}
+
+/// How something is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Text for people.
+    #[default]
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+/// How a command ended. The order is of severity: of several results the largest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exit {
+    /// Nothing wrong was found.
+    Fine = 0,
+    /// The command itself failed.
+    ToolFailed = 1,
+    /// A problem was found.
+    Problem = 2,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl From<Status> for Exit {
+    /// A problem is what was found, not what could not be seen; and what could
+    /// not be seen is not fine either.
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Pass => Self::Fine,
+            Status::Unknown => Self::ToolFailed,
+            Status::Warn | Status::Fail => Self::Problem,
+        }
+    }
+}
+
+/// Reads the process's command line.
+///
+/// # Errors
+/// The exit to end with, after help, the version or the mistake was printed.
+/// A mistake is [`Exit::ToolFailed`], since 2, clap's own choice, means a
+/// problem in the network.
+pub fn parse() -> Result<Command, Exit> {
+    parse_from(std::env::args_os()).map_err(|error| {
+        // Nothing is left to be done when the terminal is gone.
+        let _ = error.print();
+        if error.use_stderr() { Exit::ToolFailed } else { Exit::Fine }
+    })
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// What is wrong with it, or the help that it asks for.
+pub fn parse_from<T: Into<std::ffi::OsString> + Clone>(
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<Command, clap::Error> {
+    Cli::try_parse_from(arguments).map(|cli| cli.command)
+}
+
+/// The whole command line as clap describes it, for completions and documents.
+#[must_use]
+pub fn description() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_consistent() {
+        description().debug_assert();
+    }
+
+    #[test]
+    fn agent_arguments_are_typed() {
+        let line = ["overlaywatch", "agent", "--node", "a", "--listen", "[::1]:1", "--peers", "p"];
+        let Ok(Command::Agent(args)) = parse_from(line) else { panic!("not an agent") };
+        assert_eq!(args.node.node.unwrap().as_str(), "a");
+        assert_eq!(args.node.listen.unwrap().port(), 1);
+        assert_eq!(args.node.peers.unwrap().to_str(), Some("p"));
+        assert!(parse_from(["overlaywatch", "agent", "--listen", "9977"]).is_err());
+    }
+
+    #[test]
+    fn defaults_ask_the_local_agent_for_text() {
+        let Ok(Command::Status(args)) = parse_from(["overlaywatch", "status"]) else {
+            panic!("not a status")
+        };
+        assert_eq!(args.url, DEFAULT_URL);
+        assert_eq!(args.output.format, Output::Text);
+    }
+}

@@ -1,6 +1,7 @@
 //! The Overlaywatch agent as a library: the binary's modules, reachable for
 //! tests, fuzzing and benchmarks. ARCHITECTURE.md says who may import whom.
 
+mod assemble;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -8,6 +9,7 @@ pub mod notify;
 pub mod oneshot;
 pub mod probe;
 pub mod published;
+pub mod run;
 pub mod serve;
 pub mod source;
 pub mod telemetry;

@@ -1,2 +1,67 @@
-//! x
-fn main() {}
+//! The overlaywatch binary: reads the command line and ends with an exit code
+//! that says what was found.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use overlaywatch::cli::{self, AgentArgs, CheckArgs, Command, Exit};
+use overlaywatch::config::Config;
+use overlaywatch::{oneshot, run, telemetry};
+
+fn main() -> ExitCode {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(exit) => return exit.into(),
+    };
+    match execute(command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("overlaywatch: {error:#}");
+            Exit::ToolFailed.into()
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<Exit> {
+    // One thread: the work is small, and a second one costs more than it gives.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the system refuses an event loop")?;
+    let out = &mut std::io::stdout().lock();
+    let paint = oneshot::stdout_paint();
+    let exit = match command {
+        Command::Agent(args) => agent(&runtime, &args)?,
+        Command::Check(args) => check(&runtime, &args, out)?,
+        Command::Status(args) => runtime.block_on(oneshot::status(&args, paint, out))?,
+        Command::Snapshot(args) => runtime.block_on(oneshot::snapshot(&args, out))?,
+        Command::Replay(args) => oneshot::replay(&args, paint, out)?,
+        Command::Explain(args) => oneshot::explain(&args, paint, out)?,
+        Command::Completions(args) => oneshot::completions(&args, out),
+    };
+    out.flush()?;
+    // Readers of files that block must not hold up the end.
+    runtime.shutdown_background();
+    Ok(exit)
+}
+
+fn agent(runtime: &tokio::runtime::Runtime, args: &AgentArgs) -> anyhow::Result<Exit> {
+    let config = Config::load(&args.node)?;
+    telemetry::init(config.log.level, config.log.format)?;
+    runtime.block_on(run::agent(&args.node, config))?;
+    Ok(Exit::Fine)
+}
+
+fn check(
+    runtime: &tokio::runtime::Runtime,
+    args: &CheckArgs,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let config = Config::load(&args.node)?;
+    telemetry::init(config.log.level, config.log.format)?;
+    let published = runtime.block_on(run::check(&config, args.seconds))?;
+    let paint = oneshot::stdout_paint();
+    let (snapshot, diagnosis) = (&published.snapshot, &published.diagnosis);
+    Ok(oneshot::print_diagnosis(snapshot, diagnosis, args.output.format, paint, out)?)
+}

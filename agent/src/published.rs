@@ -13,6 +13,8 @@ pub struct Published {
     pub tick: u64,
     /// The observation.
     pub snapshot: Arc<Snapshot>,
+    /// An observation a few seconds earlier, for recordings; none right after the start.
+    pub before: Option<Arc<Snapshot>>,
     /// The diagnosis.
     pub diagnosis: Arc<Diagnosis>,
 }

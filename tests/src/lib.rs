@@ -1,1 +1,23 @@
-//! x
+//! The lab: real overlays in network namespaces, faults that are injected and
+//! healed, and a judge that times what the agents say of them.
+//!
+//! [`topology`] builds a cluster, [`fault`] breaks it, [`traffic`] proves that
+//! it is broken, [`poll`] listens to the agents and [`judge`] (pure) decides.
+//! [`run`] does all that for one fault; [`demo`] shows it live.
+
+pub mod agent;
+pub mod demo;
+pub mod fault;
+pub mod filter;
+pub mod health;
+pub mod http;
+pub mod identity;
+pub mod interrupt;
+pub mod judge;
+pub mod netns;
+pub mod poll;
+pub mod record;
+pub mod report;
+pub mod run;
+pub mod topology;
+pub mod traffic;

@@ -1,2 +1,283 @@
-//! x
-fn main() {}
+//! The lab's command line. `cargo xtask lab` calls it.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab::fault::{self, Fault};
+use lab::run::{self, Settings};
+use lab::topology::Shape;
+use lab::{demo, identity, interrupt, record, report};
+use serde_json::json;
+
+/// Real overlays in network namespaces, broken on purpose, and the agents judged.
+///
+/// Exit codes: 0 all as it should be, 1 the lab itself failed, 2 an agent was wrong.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show all faults and what the agents must say of each
+    List(ListArgs),
+    /// Inject faults, time the verdicts, heal, and print the table
+    Run(RunArgs),
+    /// Show a mesh live, with a fault if one is named
+    Demo(DemoArgs),
+    /// Save recordings of standing verdicts as golden cases
+    Record(RecordArgs),
+    /// Remove what a killed lab left behind
+    Clean,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Faults of this name, else those whose name contains it [default: all]
+    pattern: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Clusters side by side [default: twice the cores, at most 4]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Where recordings and logs of failed runs are kept
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/lab")]
+    keep: PathBuf,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// The agent to judge
+    #[arg(long, value_name = "PATH", default_value = "target/release/overlaywatch")]
+    binary: PathBuf,
+    /// Whose overlay to build
+    #[arg(long, value_enum, default_value = "flannel")]
+    shape: Shape,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// How many nodes, 2 to 16 [default: as many as the fault needs, else 3]
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// Inject this fault 5 s after all nodes pass
+    #[arg(long)]
+    fault: Option<String>,
+    /// End after this time, such as 30s or 2m [default: at Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct RecordArgs {
+    /// Faults of this name, else those whose name contains it
+    pattern: String,
+    /// Where case directories are written
+    #[arg(long, value_name = "DIRECTORY", default_value = "agent/core/tests/cases")]
+    into: PathBuf,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+fn main() -> ExitCode {
+    match act(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(error) => {
+            // Nothing is left to be done when even this cannot be written.
+            let _ = writeln!(io::stderr(), "lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the agents were right.
+fn act(command: Command) -> Result<bool> {
+    if let Command::List(args) = command {
+        list(&args)?;
+        return Ok(true);
+    }
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
+    interrupt::install()?;
+    let removed = identity::clean()?;
+    match command {
+        Command::List(_) => Ok(true),
+        Command::Clean => {
+            let mut out = io::stdout().lock();
+            removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
+            Ok(true)
+        }
+        Command::Run(args) => run(args),
+        Command::Demo(args) => demonstrate(args),
+        Command::Record(args) => {
+            let binary = binary(&args.cluster)?;
+            for fault in chosen(&args.pattern)? {
+                let cases = record::record(fault, args.cluster.shape, &binary, &args.into)?;
+                for case in cases {
+                    writeln!(io::stdout(), "wrote {}", case.display())?;
+                }
+            }
+            Ok(true)
+        }
+    }
+}
+
+fn list(args: &ListArgs) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let expected =
+        |fault: &Fault| fault.expected.iter().map(ToString::to_string).collect::<Vec<_>>();
+    if args.output == Output::Json {
+        let faults: Vec<_> = fault::all()
+            .map(|fault| {
+                json!({
+                    "name": fault.name,
+                    "about": fault.about,
+                    "nodes": fault.nodes,
+                    "expected": expected(fault),
+                })
+            })
+            .collect();
+        writeln!(out, "{:#}", json!(faults))?;
+        return Ok(());
+    }
+    for fault in fault::all() {
+        writeln!(out, "{:34} {}", fault.name, fault.about)?;
+        for line in expected(fault) {
+            writeln!(out, "{:34}   {line}", "")?;
+        }
+        if fault.expected.is_empty() {
+            writeln!(out, "{:34}   nobody says anything", "")?;
+        }
+    }
+    Ok(())
+}
+
+fn run(args: RunArgs) -> Result<bool> {
+    let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
+    let settings = Settings {
+        binary: binary(&args.cluster)?,
+        shape: args.cluster.shape,
+        jobs: args.jobs.map_or_else(run::default_jobs, Ok)?,
+        keep: args.keep,
+    };
+    let show = |row: &report::Row| {
+        if args.output == Output::Text {
+            // A reader that went away does not stop the run.
+            let _ = writeln!(io::stdout(), "{row}");
+        }
+    };
+    if args.output == Output::Text {
+        writeln!(io::stdout(), "{}", report::heading())?;
+    }
+    let rows = run::run_all(&faults, &settings, show)?;
+    let passed = rows.iter().filter(|row| row.is_pass()).count();
+    if args.output == Output::Json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
+    } else {
+        writeln!(io::stdout(), "{passed} of {} faults judged rightly", rows.len())?;
+    }
+    Ok(passed == rows.len())
+}
+
+fn demonstrate(args: DemoArgs) -> Result<bool> {
+    let fault = args
+        .fault
+        .map(|name| fault::named(&name).with_context(|| format!("no fault {name}: see `lab list`")))
+        .transpose()?;
+    let needs = fault.map_or(3, |fault| fault.nodes);
+    let size = args.nodes.unwrap_or(needs);
+    if let Some(fault) = fault {
+        ensure!(size >= needs, "{} needs {needs} nodes", fault.name);
+    }
+    let is_json = args.output == Output::Json;
+    let demo = demo::Demo {
+        binary: binary(&args.cluster)?,
+        shape: args.cluster.shape,
+        size,
+        fault,
+        time: args.time,
+        live: !is_json,
+        redraws: io::stdout().is_terminal(),
+    };
+    let result = demo.show()?;
+    if is_json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&result)?)?;
+    }
+    Ok(result.is_right())
+}
+
+fn chosen(pattern: &str) -> Result<Vec<&'static Fault>> {
+    let faults = fault::matching(pattern);
+    ensure!(!faults.is_empty(), "no fault's name contains {pattern}: see `lab list`");
+    Ok(faults)
+}
+
+fn binary(args: &ClusterArgs) -> Result<PathBuf> {
+    args.binary.canonicalize().with_context(|| {
+        format!(
+            "no agent at {}: build it (cargo build --release -p overlaywatch) or name it with \
+             --binary",
+            args.binary.display()
+        )
+    })
+}
+
+/// A time such as 30s, 2m or 45 (seconds).
+fn duration(text: &str) -> Result<Duration> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    match number.parse::<u32>() {
+        Ok(number) if number > 0 => Ok(Duration::from_secs(u64::from(number) * unit)),
+        _ => bail!("{text} is no time such as 30s or 2m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(duration("45").unwrap(), Duration::from_secs(45));
+        assert!(duration("soon").is_err() && duration("0s").is_err() && duration("").is_err());
+    }
+}

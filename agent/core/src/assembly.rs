@@ -14,7 +14,7 @@ use crate::peers::{Directory, Evidence, forget_ns, own_entry};
 use crate::policy::Policy;
 use crate::probing::{ProbeEvent, ProberCounters};
 use crate::snapshot::{NodeIdentity, ProberState, Snapshot, SourceState};
-use crate::time::{Mono, Now};
+use crate::time::{Mono, Now, SECOND};
 
 /// A source of facts, as labels and gaps name it.
 #[derive(
@@ -150,7 +150,42 @@ pub struct Assembly {
     outcomes: Outcomes,
     counters: ProberCounters,
     directory: Directory,
+    /// Who the peers are, and what that was told from.
+    peers: Arc<Vec<Peer>>,
+    peers_from: Option<PeerInputs>,
+    /// Counts changes of the two peer lists.
+    lists: u64,
     underlays: Arc<Vec<IfIndex>>,
+}
+
+/// What peers are told from. Collections are compared by identity, since a
+/// change always makes a new one.
+#[derive(Debug)]
+struct PeerInputs {
+    at: Mono,
+    tunnels: Arc<Vec<Tunnel>>,
+    addresses: Arc<Vec<Address>>,
+    routes: Arc<RouteTable>,
+    neighbours: Arc<BTreeMap<(IfIndex, IpAddr), Neighbour>>,
+    fdb: Arc<BTreeMap<FdbKey, FdbEntry>>,
+    /// Versions of the lists and of what peers say of themselves.
+    versions: (u64, u64),
+}
+
+/// Peers are told again after this long even if nothing changed: departed ones
+/// are forgotten by time.
+const PEERS_AGE_NS: u64 = 10 * SECOND;
+
+impl PeerInputs {
+    fn is_same(&self, other: &Self) -> bool {
+        self.versions == other.versions
+            && other.at.since(self.at) < PEERS_AGE_NS
+            && self.tunnels == other.tunnels
+            && Arc::ptr_eq(&self.addresses, &other.addresses)
+            && Arc::ptr_eq(&self.routes, &other.routes)
+            && Arc::ptr_eq(&self.neighbours, &other.neighbours)
+            && Arc::ptr_eq(&self.fdb, &other.fdb)
+    }
 }
 
 impl Assembly {
@@ -174,6 +209,9 @@ impl Assembly {
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
             directory: Directory::default(),
+            peers: Arc::default(),
+            peers_from: None,
+            lists: 0,
             underlays: Arc::default(),
         }
     }
@@ -196,8 +234,14 @@ impl Assembly {
             }
             Update::Fdb(change) => fold_map(&mut self.fdb, change, at, |entry| entry.key),
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
-            Update::PeersFile(list) => self.file = list,
-            Update::Policy(policy) => self.policy = *policy,
+            Update::PeersFile(list) => {
+                self.file = list;
+                self.lists += 1;
+            }
+            Update::Policy(policy) => {
+                self.policy = *policy;
+                self.lists += 1;
+            }
             Update::Probes(events) => events.into_iter().for_each(|e| self.outcomes.take(e)),
             Update::ProberCounters(counters) => self.counters = *counters,
             Update::Source(report) => self.note(report, at),
@@ -237,12 +281,15 @@ impl Assembly {
             (Fact::Missing(gap), _) | (_, Fact::Missing(gap)) => Fact::Missing(*gap),
             _ => Fact::Missing(Gap::NotYet),
         };
-        let peers = self.resolve_peers(now.mono, tunnels.seen().map_or(&[], |t| t.as_slice()));
-        self.outcomes.retain(|id| peers.binary_search_by_key(&id, |peer| peer.id).is_ok());
-        self.find_underlays(&peers, tunnels.seen().map_or(&[], |t| t.as_slice()));
+        let known_tunnels = tunnels.seen().cloned().unwrap_or_default();
+        if self.resolve_peers(now.mono, &known_tunnels) {
+            let peers = Arc::clone(&self.peers);
+            self.outcomes.retain(|id| peers.binary_search_by_key(&id, |peer| peer.id).is_ok());
+            self.find_underlays(&known_tunnels);
+        }
         Snapshot {
             now,
-            node: self.identity(tunnels.seen().map_or(&[], |t| t.as_slice())),
+            node: self.identity(&known_tunnels),
             links: self.links.clone(),
             addresses: self.addresses.clone(),
             routes: self.routes.clone(),
@@ -252,7 +299,7 @@ impl Assembly {
             host: self.host.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
-            peers: Arc::new(peers),
+            peers: Arc::clone(&self.peers),
             pairs: self.outcomes.views(now.mono),
             sources: self.sources.clone(),
             prober: ProberState {
@@ -276,36 +323,51 @@ impl Assembly {
         NodeIdentity { name, underlay, ..self.node.clone() }
     }
 
-    fn resolve_peers(&mut self, now: Mono, tunnels: &[Tunnel]) -> Vec<Peer> {
-        let (addresses, routes) = (Arc::default(), Arc::default());
-        let (neighbours, fdb) = (Arc::default(), Arc::default());
+    /// Tells who the peers are, if anything that tells it changed; whether it did.
+    fn resolve_peers(&mut self, now: Mono, tunnels: &Arc<Vec<Tunnel>>) -> bool {
+        let inputs = PeerInputs {
+            at: now,
+            tunnels: Arc::clone(tunnels),
+            addresses: self.addresses.seen().cloned().unwrap_or_default(),
+            routes: self.routes.seen().cloned().unwrap_or_default(),
+            neighbours: self.neighbours.seen().cloned().unwrap_or_default(),
+            fdb: self.fdb.seen().cloned().unwrap_or_default(),
+            versions: (self.lists, self.outcomes.statuses()),
+        };
+        if self.peers_from.as_ref().is_some_and(|before| before.is_same(&inputs)) {
+            return false;
+        }
         let evidence = Evidence {
             tunnels,
-            addresses: self.addresses.seen().unwrap_or(&addresses),
-            routes: self.routes.seen().unwrap_or(&routes),
-            neighbours: self.neighbours.seen().unwrap_or(&neighbours),
-            fdb: self.fdb.seen().unwrap_or(&fdb),
+            addresses: &inputs.addresses,
+            routes: &inputs.routes,
+            neighbours: &inputs.neighbours,
+            fdb: &inputs.fdb,
         };
-        self.directory.resolve(
+        let peers = self.directory.resolve(
             now,
             forget_ns(self.policy.forget_departed_seconds),
             &self.policy.peers,
             self.file.as_deref(),
             &evidence,
             |peer| self.outcomes.status(peer).map(|(_, status)| status),
-        )
+        );
+        self.peers = Arc::new(peers);
+        self.peers_from = Some(inputs);
+        true
     }
 
     /// Devices that lead to peers. A device that goes down loses its routes,
     /// so what was found last stays in force until something else is found.
-    fn find_underlays(&mut self, peers: &[Peer], tunnels: &[Tunnel]) {
+    fn find_underlays(&mut self, tunnels: &[Tunnel]) {
         let (Some(routes), Some(links)) = (self.routes.seen(), self.links.seen()) else { return };
         let is_tunnel = |index: IfIndex| {
             links
                 .get(&index)
                 .is_some_and(|l| matches!(l.kind, LinkKind::Vxlan(_) | LinkKind::Ipip(_)))
         };
-        let mut found: Vec<IfIndex> = peers
+        let mut found: Vec<IfIndex> = self
+            .peers
             .iter()
             .filter_map(|peer| routes.lookup(table::MAIN, peer.id.0)?.next_hop.device)
             .chain(tunnels.iter().filter_map(|tunnel| tunnel.underlay))
@@ -319,7 +381,16 @@ impl Assembly {
     }
 }
 
-fn fold_map<K: Ord + Clone, V: Clone>(
+/// A dump that says what was known already leaves the collection as it is, so
+/// that whoever compares by identity sees no change.
+fn replace<T: PartialEq>(fact: &mut Fact<Arc<T>>, all: T, at: Mono) {
+    match fact {
+        Fact::Seen { value, at: seen } if **value == all => *seen = at,
+        _ => *fact = Fact::Seen { value: Arc::new(all), at },
+    }
+}
+
+fn fold_map<K: Ord + Clone, V: Clone + PartialEq>(
     fact: &mut Fact<Arc<BTreeMap<K, V>>>,
     change: Change<K, V>,
     at: Mono,
@@ -328,18 +399,23 @@ fn fold_map<K: Ord + Clone, V: Clone>(
     match change {
         Change::Replace(all) => {
             let map = all.into_iter().map(|value| (key(&value), value)).collect();
-            *fact = Fact::Seen { value: Arc::new(map), at };
+            replace(fact, map, at);
         }
         // A change without a complete picture before it proves nothing.
         Change::Upsert(value) => {
             if let Fact::Seen { value: map, at: seen } = fact {
-                Arc::make_mut(map).insert(key(&value), value);
+                let key = key(&value);
+                if map.get(&key) != Some(&value) {
+                    Arc::make_mut(map).insert(key, value);
+                }
                 *seen = at;
             }
         }
         Change::Remove(key) => {
             if let Fact::Seen { value: map, at: seen } = fact {
-                Arc::make_mut(map).remove(&key);
+                if map.contains_key(&key) {
+                    Arc::make_mut(map).remove(&key);
+                }
                 *seen = at;
             }
         }
@@ -350,7 +426,7 @@ fn fold_list<T: Ord + Clone>(fact: &mut Fact<Arc<Vec<T>>>, change: Change<T, T>,
     match change {
         Change::Replace(mut all) => {
             all.sort_unstable();
-            *fact = Fact::Seen { value: Arc::new(all), at };
+            replace(fact, all, at);
         }
         Change::Upsert(item) => {
             if let Fact::Seen { value: list, at: seen } = fact {
@@ -375,17 +451,21 @@ fn fold_routes(fact: &mut Fact<Arc<RouteTable>>, change: Change<RouteKey, Route>
     match change {
         Change::Replace(all) => {
             let map = all.into_iter().map(|route| (route.key, route)).collect();
-            *fact = Fact::Seen { value: Arc::new(RouteTable(map)), at };
+            replace(fact, RouteTable(map), at);
         }
         Change::Upsert(route) => {
             if let Fact::Seen { value, at: seen } = fact {
-                Arc::make_mut(value).0.insert(route.key, route);
+                if value.0.get(&route.key) != Some(&route) {
+                    Arc::make_mut(value).0.insert(route.key, route);
+                }
                 *seen = at;
             }
         }
         Change::Remove(key) => {
             if let Fact::Seen { value, at: seen } = fact {
-                Arc::make_mut(value).0.remove(&key);
+                if value.0.contains_key(&key) {
+                    Arc::make_mut(value).0.remove(&key);
+                }
                 *seen = at;
             }
         }

@@ -90,7 +90,7 @@ pub struct Active {
     /// Broken since: when it was first seen, not when it was raised.
     pub since: Wall,
     /// The finding whose consequence this is; such a child is shown under its
-    /// parent and counts for no status.
+    /// parent.
     pub parent: Option<FindingKey>,
 }
 
@@ -205,11 +205,8 @@ fn sum_up(snapshot: &Snapshot, findings: Vec<Active>, since: Wall) -> Diagnosis 
 }
 
 fn status(snapshot: &Snapshot, findings: &[Active], peers: &[PeerVerdict]) -> Status {
-    let worst = findings
-        .iter()
-        .filter(|active| active.parent.is_none())
-        .map(|active| active.finding.code.entry().severity)
-        .max();
+    // A warning may have a consequence that is worse than itself.
+    let worst = findings.iter().map(|active| active.finding.code.entry().severity).max();
     let blind = [
         snapshot.links.gap(),
         snapshot.addresses.gap(),
@@ -243,8 +240,9 @@ fn peer_state(snapshot: &Snapshot, peer: &Peer, findings: &[Active]) -> PeerStat
     }
 }
 
-/// Whether the peer answered lately through the underlay and through every
-/// tunnel that leads to it, and nothing was lost since.
+/// Whether the peer answered lately through every tunnel that leads to it, or
+/// without one where none does, and nothing was lost since. What came through
+/// a tunnel came through the underlay too.
 fn is_proved(snapshot: &Snapshot, peer: &Peer) -> bool {
     let now: Mono = snapshot.now.mono;
     let Some(pair) = snapshot.pairs.get(&peer.id) else { return false };
@@ -258,8 +256,11 @@ fn is_proved(snapshot: &Snapshot, peer: &Peer) -> bool {
         pair.status.as_ref().is_some_and(|(_, status)| !status.tunnels.is_empty());
     // Where one side has a tunnel and nothing leads through it, nothing is proved.
     let leads_nowhere = peer.tunnels.is_empty() && (has_own_tunnel || peer_has_tunnel);
+    let underlay_loses =
+        pair.streams.get(&Stream::Underlay).is_some_and(|underlay| underlay.run.lost() >= 3);
     !leads_nowhere
-        && answers(Stream::Underlay)
+        && !underlay_loses
+        && (!peer.tunnels.is_empty() || answers(Stream::Underlay))
         && peer.tunnels.iter().all(|leads| answers(Stream::Small(leads.encapsulation)))
 }
 

@@ -193,6 +193,15 @@ pub enum Evidence {
         /// The device.
         device: String,
     },
+    /// A forwarding entry that leads elsewhere.
+    FdbEntry {
+        /// The inner MAC.
+        mac: Mac,
+        /// The device.
+        device: String,
+        /// The outer destination.
+        destination: IpAddr,
+    },
     /// The route that covers an address; none when none does.
     Route {
         /// The address.
@@ -287,6 +296,9 @@ impl fmt::Display for Evidence {
             }
             Self::NoFdbEntry { mac, device } => {
                 write!(f, "no forwarding entry for {mac} on {device}")
+            }
+            Self::FdbEntry { mac, device, destination } => {
+                write!(f, "the forwarding entry for {mac} on {device} leads to {destination}")
             }
             Self::Route { to, destination: None, .. } => write!(f, "no route covers {to}"),
             Self::Route { to, destination: Some(net), route, device } => {

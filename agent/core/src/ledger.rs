@@ -76,7 +76,7 @@ impl Ledger {
             .entries
             .keys()
             .map(|key| {
-                let parent = key.code.entry().parents.iter().find_map(|&code| {
+                let parent = key.code.entry().parents().find_map(|code| {
                     self.entries
                         .keys()
                         .find(|other| other.code == code && covers(&other.subject, &key.subject))

@@ -112,6 +112,8 @@ pub(crate) struct Outcomes {
     /// Until when the prober has told everything that it received.
     horizon: Mono,
     discounted_until: Option<Mono>,
+    /// Counts changes of what peers say of themselves, windows left aside.
+    statuses: u64,
     /// Worst lag by minute halves: (since, this half, the half before).
     lag: (Mono, u64, u64),
 }
@@ -129,7 +131,7 @@ impl Outcomes {
             ProbeEvent::Reply { peer, stream, seq, at, rtt_ns, status } => {
                 self.stream(peer, stream).reply(seq, at, rtt_ns);
                 if let (Some(status), Some(pair)) = (status, self.pairs.get_mut(&peer)) {
-                    pair.heard(at, *status);
+                    self.statuses += u64::from(pair.heard(at, *status));
                 }
             }
             ProbeEvent::Unreachable { peer, stream, at, code, from } => {
@@ -166,6 +168,11 @@ impl Outcomes {
     /// What the peer last said of itself.
     pub(crate) fn status(&self, peer: PeerId) -> Option<&(Mono, PeerStatus)> {
         self.pairs.get(&peer)?.status.as_ref()
+    }
+
+    /// Changes whenever some peer says something else of itself.
+    pub(crate) const fn statuses(&self) -> u64 {
+        self.statuses
     }
 
     /// Until when outcomes are not counted because the prober is unwell.
@@ -223,7 +230,12 @@ impl Outcomes {
 }
 
 impl PairState {
-    fn heard(&mut self, at: Mono, status: PeerStatus) {
+    /// Whether the peer says of itself what it did not say before.
+    fn heard(&mut self, at: Mono, status: PeerStatus) -> bool {
+        let is_news = self
+            .status
+            .as_ref()
+            .is_none_or(|(_, old)| old.node != status.node || old.tunnels != status.tunnels);
         let restarted = self.status.as_ref().is_some_and(|(_, old)| old.epoch != status.epoch);
         if restarted {
             // What was lost while the peer's agent was away says nothing of the network.
@@ -239,6 +251,7 @@ impl PairState {
         if self.status.as_ref().is_none_or(|(old, _)| *old <= at) {
             self.status = Some((at, status));
         }
+        is_news
     }
 }
 

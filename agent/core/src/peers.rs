@@ -33,8 +33,8 @@ pub(crate) struct Learned {
 #[derive(Clone, Debug)]
 struct Memory {
     learned: Learned,
-    /// When the kernel last knew it.
-    seen: Mono,
+    /// Since when the kernel no longer knows it.
+    departed_since: Option<Mono>,
 }
 
 /// The directory of peers over time.
@@ -59,14 +59,22 @@ impl Directory {
             let memory = self
                 .memory
                 .entry(peer)
-                .or_insert_with(|| Memory { learned: Learned::default(), seen: now });
-            memory.seen = now;
+                .or_insert_with(|| Memory { learned: Learned::default(), departed_since: None });
             memory.learned.merge(what);
+        }
+        for (peer, memory) in &mut self.memory {
+            if learned.contains_key(peer) {
+                memory.departed_since = None;
+            } else {
+                memory.departed_since.get_or_insert(now);
+            }
         }
         let listed = list(configured, file);
         match &listed {
             Some(listed) => self.memory.retain(|peer, _| listed.contains_key(peer)),
-            None => self.memory.retain(|_, memory| now.since(memory.seen) <= forget_ns),
+            None => self.memory.retain(|_, memory| {
+                memory.departed_since.is_none_or(|since| now.since(since) <= forget_ns)
+            }),
         }
         let own: BTreeSet<IpAddr> = evidence.addresses.iter().map(|a| a.net.addr()).collect();
         let ids: Vec<PeerId> = match &listed {
@@ -93,7 +101,10 @@ impl Directory {
                         entry.and_then(|(_, entry)| entry.overlay),
                     ),
                     pod_networks: known.map(|k| k.pod_networks.clone()).unwrap_or_default(),
-                    departed: listed.is_none() && !learned.contains_key(&id),
+                    departed_since: match &listed {
+                        Some(_) => None,
+                        None => self.memory.get(&id).and_then(|memory| memory.departed_since),
+                    },
                 }
             })
             .collect()
@@ -270,11 +281,13 @@ fn tunnels_to(
     }
     for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
         let advert = counterpart(own, adverts);
-        let overlay = advert.and_then(|advert| advert.address).or(listed_overlay);
+        // What the peer says of itself outranks what this node's tables, which
+        // may be wrong, say of it.
+        let advertised = advert.and_then(|advert| advert.address);
         match tunnels.iter_mut().find(|tunnel| tunnel.index == own.index) {
-            Some(tunnel) => tunnel.overlay = tunnel.overlay.or(overlay),
+            Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
-                let Some(overlay) = overlay else { continue };
+                let Some(overlay) = advertised.or(listed_overlay) else { continue };
                 if is_routed_plainly(peer, overlay, own, evidence) {
                     continue;
                 }

@@ -177,7 +177,8 @@ const fn request(
 
 /// The steady plan of one half second.
 fn steady(peers: &[Peer], own: Option<IpAddr>, half: u64, budget: u16) -> Vec<Turn<'_>> {
-    let others: Vec<&Peer> = peers.iter().filter(|peer| !peer.departed).collect();
+    // Departed ones too: whether something still answers there makes the verdict.
+    let others: Vec<&Peer> = peers.iter().collect();
     if others.is_empty() {
         return Vec::new();
     }
@@ -311,7 +312,7 @@ mod tests {
                     mac: None,
                 }],
                 pod_networks: Vec::new(),
-                departed: false,
+                departed_since: None,
             })
             .collect()
     }

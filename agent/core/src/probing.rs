@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ladder::Window;
-use crate::model::{Encapsulation, Mac, NodeName, PeerId};
+use crate::model::{Encapsulation, Mac, NodeName, PeerId, Tunnel};
 use crate::time::Mono;
 
 /// A stream of probes to one peer with sequence numbers of its own.
@@ -114,6 +114,19 @@ pub struct TunnelAdvert {
     pub mac: Option<Mac>,
     /// Largest inner packet, bytes.
     pub mtu: u32,
+}
+
+impl From<&Tunnel> for TunnelAdvert {
+    fn from(tunnel: &Tunnel) -> Self {
+        Self {
+            encapsulation: tunnel.encapsulation,
+            vni: tunnel.vni,
+            up: tunnel.up,
+            address: tunnel.address,
+            mac: tunnel.mac,
+            mtu: tunnel.mtu,
+        }
+    }
 }
 
 /// What a peer says of itself and of what it received from this node.

@@ -1,1 +1,254 @@
-//! probe
+//! The edge of probing: sends what the orders name, answers peers, and tells
+//! what happened. Which probes are due, and what their fate means, is the
+//! core's business.
+//!
+//! Replies and errors carry kernel timestamps, so they need not be read as
+//! they come: only requests of peers wake the task up, and all else is read at
+//! the next look. Waking up is what probing costs.
+
+mod agenda;
+mod echo;
+mod journal;
+mod prober;
+mod responder;
+mod socket;
+pub mod wire;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
+use overlaywatch_core::fact::Gap;
+use overlaywatch_core::model::PeerId;
+use overlaywatch_core::probing::{Orders, OwnStatus, ProbeEvent};
+use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
+use tokio::sync::mpsc;
+
+use self::agenda::Agenda;
+use self::journal::Journal;
+use self::prober::Prober;
+use self::responder::Responder;
+use crate::clock;
+
+/// The UDP port of probes where the configuration names no other.
+pub const DEFAULT_PORT: u16 = 9977;
+
+/// Events that wait for a look at most; beyond, it comes early.
+const LONGEST_JOURNAL: usize = 4_096;
+/// Counters are told this often; less the time of a look, which tells them.
+const COUNTERS_NS: u64 = SECOND - 50 * MILLISECOND;
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The UDP port of this node's responder and of its peers'.
+    pub port: u16,
+    /// A number that no earlier run of this agent had; see [`random_epoch`].
+    pub epoch: u64,
+    /// Whether to answer peers.
+    pub responder: bool,
+}
+
+/// Why there can be no probing.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The responder's address belongs to another process.
+    #[error(
+        "cannot listen for probes on UDP {0}: the port is already used; \
+         `ss -ulpn 'sport = :{port}'` names the process, `probe.port` in the configuration \
+         chooses another port, the same on all nodes",
+        port = .0.port()
+    )]
+    InUse(SocketAddr),
+    /// The responder's address is denied.
+    #[error(
+        "cannot listen for probes on UDP {0}: permission denied; ports below \
+         net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE: grant it or choose \
+         another port by `probe.port` in the configuration, the same on all nodes"
+    )]
+    Denied(SocketAddr),
+    /// The responder's address cannot be bound for another reason.
+    #[error("cannot listen for probes on UDP {0}: {1}")]
+    Bind(SocketAddr, #[source] io::Error),
+    /// The kernel gives no socket to send probes from.
+    #[error("cannot open the sockets that probes are sent from: {0}")]
+    Open(#[source] io::Error),
+    /// A socket failed.
+    #[error("cannot read from a probe socket: {0}")]
+    Read(#[source] io::Error),
+}
+
+/// An epoch that no other run has: 64 random bits of the kernel (getrandom(2)).
+#[must_use]
+pub fn random_epoch() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer is writable for the length that is given.
+    let read = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(read) == Ok(bytes.len()) {
+        u64::from_ne_bytes(bytes)
+    } else {
+        // Only a kernel without the call gets here; the time differs between runs too.
+        clock::realtime_ns()
+    }
+}
+
+/// Executes orders and answers peers until either channel closes.
+///
+/// The sockets are opened first. While `updates` is full nothing is sent or
+/// answered, so whoever receives them must not wait for `orders` to be taken.
+///
+/// # Errors
+/// The port cannot be bound, or a socket fails for good.
+pub async fn run(
+    options: Options,
+    mut orders: mpsc::Receiver<Orders>,
+    updates: mpsc::Sender<Update>,
+) -> Result<(), ProbeError> {
+    let mut edge = Edge::open(options)?;
+    if updates.send(edge.introduction()).await.is_err() {
+        return Ok(());
+    }
+    loop {
+        let now = clock::mono();
+        edge.send_due(now);
+        if edge.is_look_due(now) {
+            for update in edge.look()? {
+                if updates.send(update).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        tokio::select! {
+            received = orders.recv() => match received {
+                Some(received) => edge.obey(received),
+                None => return Ok(()),
+            },
+            () = wake_at(edge.agenda.next_wake()) => {}
+            ready = edge.asked() => {
+                ready.map_err(ProbeError::Read)?;
+                edge.answer()?;
+            }
+            () = updates.closed() => return Ok(()),
+        }
+    }
+}
+
+/// Sleeps until then; for ever when there is nothing to wake up for.
+async fn wake_at(due: Option<Mono>) {
+    match due {
+        Some(due) => tokio::time::sleep(Duration::from_nanos(due.since(clock::mono()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Everything that probing keeps.
+struct Edge {
+    agenda: Agenda,
+    prober: Prober,
+    responder: Option<Responder>,
+    journal: Journal,
+    own: Arc<OwnStatus>,
+    /// When the counters were told last.
+    counted: Mono,
+}
+
+impl Edge {
+    fn open(options: Options) -> Result<Self, ProbeError> {
+        let Options { port, epoch, responder } = options;
+        let responder = if responder {
+            Some(Responder::bind(port, epoch).map_err(|(address, error)| match error.kind() {
+                io::ErrorKind::AddrInUse => ProbeError::InUse(address),
+                io::ErrorKind::PermissionDenied => ProbeError::Denied(address),
+                _ => ProbeError::Bind(address, error),
+            })?)
+        } else {
+            None
+        };
+        Ok(Self {
+            agenda: Agenda::default(),
+            prober: Prober::open(port, epoch).map_err(ProbeError::Open)?,
+            responder,
+            journal: Journal::default(),
+            own: Arc::default(),
+            counted: Mono::default(),
+        })
+    }
+
+    /// What can be done and what not.
+    fn introduction(&self) -> Update {
+        let (gap, detail) = match self.prober.echo_error() {
+            None => (None, String::new()),
+            Some(error) => (
+                Some(Gap::Denied),
+                format!(
+                    "no ICMP echo, so a silent agent cannot be told from a silent node ({error}): \
+                     grant CAP_NET_RAW or put the agent's group into net.ipv4.ping_group_range; \
+                     all other probes work"
+                ),
+            ),
+        };
+        Update::Source(SourceReport { source: SourceId::Probe, gap, detail, duration_ns: 0 })
+    }
+
+    fn obey(&mut self, orders: Orders) {
+        let Orders { requests, peers, own } = orders;
+        if !Arc::ptr_eq(&peers, &self.journal.peers) {
+            let is_known = |peer: PeerId| peers.contains_key(&peer.0);
+            self.prober.retain(is_known);
+            if let Some(responder) = &mut self.responder {
+                responder.retain(is_known);
+            }
+            self.journal.peers = peers;
+        }
+        self.own = own;
+        self.agenda.add(requests, clock::mono());
+    }
+
+    fn send_due(&mut self, now: Mono) {
+        while let Some(request) = self.agenda.take_due(now) {
+            self.prober.send(&request, &mut self.journal);
+        }
+    }
+
+    /// Waits until a peer asked.
+    async fn asked(&self) -> io::Result<()> {
+        match &self.responder {
+            Some(responder) => responder.readable().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn answer(&mut self) -> Result<(), ProbeError> {
+        let Some(responder) = &mut self.responder else { return Ok(()) };
+        responder.answer(&self.own, &mut self.journal).map_err(ProbeError::Read)
+    }
+
+    fn is_look_due(&mut self, now: Mono) -> bool {
+        self.agenda.is_look_due(now) || self.journal.events.len() >= LONGEST_JOURNAL
+    }
+
+    /// Reads everything that came until now and tells what happened.
+    fn look(&mut self) -> Result<Vec<Update>, ProbeError> {
+        let at = clock::mono();
+        self.answer()?;
+        self.prober.collect(&mut self.journal).map_err(ProbeError::Read)?;
+        if let Some(responder) = &mut self.responder {
+            responder.report(at, &mut self.journal);
+        }
+        let journal = &mut self.journal;
+        journal.events.push(ProbeEvent::Observed {
+            at,
+            lag_ns: self.agenda.take_lag_ns(),
+            socket_drops: std::mem::take(&mut journal.socket_drops),
+        });
+        let room = Vec::with_capacity(journal.events.len());
+        let mut updates = vec![Update::Probes(std::mem::replace(&mut journal.events, room))];
+        if at.since(self.counted) >= COUNTERS_NS {
+            self.counted = at;
+            updates.push(Update::ProberCounters(Box::new(journal.counters.clone())));
+        }
+        Ok(updates)
+    }
+}

@@ -1,1 +1,111 @@
-//! source
+//! What the kernel says of the network: read, never changed.
+//!
+//! Two plain threads feed the assembly's channel: one follows rtnetlink, one
+//! reads /proc. Threads rather than tasks, because both spend their time in
+//! system calls that no runtime can suspend, and because a thread keeps the
+//! network namespace it was started in: [`spawn`] reads the namespace of the
+//! thread that calls it.
+//!
+//! Each source is run by one wrapper that measures it and reports how it fared, so
+//! a source that fails shows as a gap of its own and takes no other along.
+
+mod error;
+mod meter;
+pub mod procfs;
+pub mod rtnetlink;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use overlaywatch_core::assembly::{SourceId, Update};
+use tokio::sync::mpsc::Sender;
+
+pub use error::SourceError;
+pub use meter::Closed;
+
+/// How often a thread looks whether anybody still listens: the longest that
+/// [`Handle::join`] waits for an idle one.
+const ATTENTION: Duration = Duration::from_millis(500);
+
+/// What to read and how often.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The sources to run, of those in [`Options::ALL`]; the others report
+    /// themselves as disabled.
+    pub enabled: BTreeSet<SourceId>,
+    /// How often link counters and /proc are read: no event tells of them.
+    pub poll: Duration,
+    /// How often everything else is dumped again although events are followed.
+    pub refresh: Duration,
+    /// Receive buffer of each event socket, bytes. The default of the kernel
+    /// holds some 256 route events.
+    pub event_buffer_bytes: usize,
+}
+
+impl Options {
+    /// The sources of this module.
+    pub const ALL: [SourceId; 7] = [
+        SourceId::Links,
+        SourceId::Addresses,
+        SourceId::Routes,
+        SourceId::Rules,
+        SourceId::Neighbours,
+        SourceId::Fdb,
+        SourceId::Procfs,
+    ];
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            enabled: Self::ALL.into(),
+            poll: Duration::from_millis(500),
+            refresh: Duration::from_secs(30),
+            event_buffer_bytes: 16 << 20,
+        }
+    }
+}
+
+/// The running sources. They end when the receiving end of their channel is
+/// closed; dropping the handle leaves them running.
+#[derive(Debug)]
+pub struct Handle {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Waits for the threads to end, which takes half a second and whatever
+    /// dump is under way once the receiver is closed.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A thread that panicked has ended too; its message is on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the sources in the calling thread's network namespace.
+///
+/// # Errors
+/// When the system refuses a thread.
+pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
+    let (here, there) = (options.clone(), options.clone());
+    let sender = updates.clone();
+    let follow = move || ended(rtnetlink::run(&here, &sender));
+    let poll = move || ended(procfs::run(&there, &procfs::Roots::default(), &updates));
+    Ok(Handle {
+        threads: vec![
+            thread::Builder::new().name("rtnetlink".to_owned()).spawn(follow)?,
+            thread::Builder::new().name("procfs".to_owned()).spawn(poll)?,
+        ],
+    })
+}
+
+fn ended(why: Result<(), Closed>) {
+    match why {
+        Ok(()) => tracing::debug!("nothing to do for this thread: its sources are disabled"),
+        Err(Closed) => tracing::debug!("nobody listens any more"),
+    }
+}

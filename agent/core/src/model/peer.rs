@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Encapsulation, IfIndex, Mac, NodeName};
+use crate::time::Mono;
 
 /// A peer's identity: its underlay address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,8 +56,9 @@ pub struct Peer {
     pub tunnels: Vec<PeerTunnel>,
     /// Networks routed to it: its pods.
     pub pod_networks: Vec<IpNet>,
-    /// The kernel no longer knows it; it is remembered until forgotten.
-    pub departed: bool,
+    /// When the kernel, which alone named it, stopped to know it; it is
+    /// remembered until forgotten.
+    pub departed_since: Option<Mono>,
 }
 
 /// What this node knows of reaching a peer through one of its tunnels.
@@ -75,6 +77,12 @@ pub struct PeerTunnel {
 }
 
 impl Peer {
+    /// Whether nobody names it any more.
+    #[must_use]
+    pub const fn has_departed(&self) -> bool {
+        self.departed_since.is_some()
+    }
+
     /// The name if known, else the address: what people call it.
     #[must_use]
     pub fn label(&self) -> String {

@@ -141,14 +141,36 @@ impl RouteTable {
     /// metric; the kernel's longest-prefix match without policy rules.
     #[must_use]
     pub fn lookup(&self, table: u32, address: IpAddr) -> Option<&Route> {
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| {
-            let destination = IpNet::new(address, length).ok()?.trunc();
-            let first = RouteKey { table, destination, metric: 0, tos: 0 };
-            let last = RouteKey { metric: u32::MAX, tos: u8::MAX, ..first };
-            self.0.range(first..=last).map(|(_, route)| route).next()
-        })
+        // Prefixes are ordered by address, then length. The last one at or before
+        // the bound either covers the address, and is then the most specific, or
+        // whatever covers the address covers it as well, and is no longer than
+        // the bits that the two have in common.
+        let mut bound = IpNet::from(address);
+        loop {
+            let last = RouteKey { table, destination: bound, metric: u32::MAX, tos: u8::MAX };
+            let (nearest, _) = self.0.range(..=last).next_back()?;
+            let destination = nearest.destination;
+            if nearest.table != table || destination.addr().is_ipv4() != address.is_ipv4() {
+                return None;
+            }
+            if destination.contains(&address) {
+                let first = RouteKey { table, destination, metric: 0, tos: 0 };
+                return self.0.range(first..).map(|(_, route)| route).next();
+            }
+            let shared = common_bits(destination.addr(), address);
+            bound = IpNet::new(address, shared).ok()?.trunc();
+        }
     }
+}
+
+/// Leading bits that two addresses of one family have in common.
+fn common_bits(a: IpAddr, b: IpAddr) -> u8 {
+    let bits = match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => 0,
+    };
+    u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
 impl Serialize for RouteTable {
@@ -161,5 +183,56 @@ impl<'de> Deserialize<'de> for RouteTable {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let routes = Vec::<Route>::deserialize(deserializer)?;
         Ok(Self(routes.into_iter().map(|route| (route.key, route)).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn route(table: u32, destination: IpNet, metric: u32) -> Route {
+        Route {
+            key: RouteKey { table, destination: destination.trunc(), metric, tos: 0 },
+            kind: RouteKind::Unicast,
+            protocol: protocol::STATIC,
+            source: None,
+            next_hop: NextHop::default(),
+            more_next_hops: Vec::new(),
+        }
+    }
+
+    /// Addresses with few free bits, so that prefixes nest and meet.
+    fn address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            (0_u32..64).prop_map(|n| Ipv4Addr::from_bits(n << 27 | n << 2).into()),
+            (0_u128..64).prop_map(|n| Ipv6Addr::from_bits(n << 123 | n << 3).into()),
+        ]
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        (address(), 0_u8..=128).prop_map(|(address, length)| {
+            IpNet::new(address, length.min(if address.is_ipv4() { 32 } else { 128 })).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_a_scan_finds(
+            routes in prop::collection::vec((252_u32..255, prefix(), 0_u32..3), 0..40),
+            to in address(),
+        ) {
+            let all = routes.into_iter().map(|(table, net, metric)| route(table, net, metric));
+            let table = RouteTable(all.map(|route| (route.key, route)).collect());
+            let scanned = table
+                .0
+                .values()
+                .filter(|r| r.key.table == 253 && r.key.destination.contains(&to))
+                .max_by_key(|r| (r.key.destination.prefix_len(), std::cmp::Reverse(r.key.metric)));
+            prop_assert_eq!(table.lookup(253, to), scanned);
+        }
     }
 }

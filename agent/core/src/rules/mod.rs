@@ -13,7 +13,7 @@ use crate::catalog::Code;
 use crate::delta::Delta;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
-use crate::model::{IfIndex, Peer, PeerTunnel, Route, RouteTable, Tunnel, table};
+use crate::model::{IfIndex, Peer, PeerId, PeerTunnel, Route, RouteTable, Tunnel, table};
 use crate::pairs::{PairView, StreamView};
 use crate::policy::Policy;
 use crate::probing::Stream;
@@ -79,6 +79,10 @@ impl Context<'_> {
 
     fn pair(&self, peer: &Peer) -> Option<&PairView> {
         self.now.pairs.get(&peer.id).map(AsRef::as_ref)
+    }
+
+    fn is_peer(&self, id: PeerId) -> bool {
+        self.now.peers.binary_search_by_key(&id, |peer| peer.id).is_ok()
     }
 
     /// The stream, if a probe of it was ever sent.

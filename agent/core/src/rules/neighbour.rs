@@ -1,30 +1,40 @@
 //! VXLAN's two look-ups after the route: the peer's overlay address to a MAC,
 //! and the MAC to the node behind which it is.
 
+use std::net::IpAddr;
+
 use super::{Context, Verdicts, before_encapsulation};
 use crate::catalog::Code;
-use crate::finding::Evidence;
-use crate::model::{Encapsulation, FdbKey, Mac, Neighbour, NeighbourState};
+use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
+use crate::ladder::{Hop, Segment};
+use crate::model::{
+    Encapsulation, FdbKey, Mac, Neighbour, NeighbourState, Peer, PeerId, PeerTunnel,
+};
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let (Some(neighbours), Some(fdb)) = (context.now.neighbours.seen(), context.now.fdb.seen())
     else {
-        return verdicts.blind(&[Code::VtepNeighbourMissing, Code::FdbMissing]);
+        return verdicts.blind(&[
+            Code::VtepNeighbourMissing,
+            Code::FdbMissing,
+            Code::FdbMisdirected,
+        ]);
     };
     for (peer, leads, tunnel) in context.tunnelled_peers() {
         // A learning device and one with a default destination resolve by asking.
         let resolves_alone = tunnel.learning || tunnel.collect_metadata || tunnel.remote.is_some();
         let is_vxlan = matches!(tunnel.encapsulation, Encapsulation::Vxlan(_));
-        if !is_vxlan || resolves_alone || !tunnel.up || peer.departed {
+        if !is_vxlan || resolves_alone || !tunnel.up || peer.has_departed() {
             continue;
         }
         let Some(overlay) = leads.overlay else { continue };
-        let has_entry = |mac: Mac| {
+        let entries = |mac: Mac| {
             let first = FdbKey { index: tunnel.index, mac, destination: None };
             fdb.range(first..)
-                .next()
-                .is_some_and(|(key, _)| key.index == tunnel.index && key.mac == mac)
+                .map(|(key, _)| key)
+                .take_while(move |key| key.index == tunnel.index && key.mac == mac)
         };
+        let has_entry = |mac: Mac| entries(mac).next().is_some();
         if has_entry(Mac::ZERO) {
             continue;
         }
@@ -51,7 +61,21 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             ));
             continue;
         };
-        if !has_entry(mac) {
+        let destinations: Vec<IpAddr> = entries(mac).filter_map(|key| key.destination).collect();
+        // Another address of the same peer is no fault, nor is a detour through
+        // another gateway; the peer's own MAC behind another peer is.
+        let misdirected = destinations
+            .iter()
+            .filter(|_| gateway == overlay)
+            .find(|&&to| to != peer.id.0 && context.is_peer(PeerId(to)))
+            .filter(|_| !destinations.contains(&peer.id.0));
+        if let Some(&destination) = misdirected {
+            verdicts.add(misdirected_to(
+                peer,
+                leads,
+                Evidence::FdbEntry { mac, device: tunnel.name.clone(), destination },
+            ));
+        } else if !has_entry(mac) {
             verdicts.add(before_encapsulation(
                 Code::FdbMissing,
                 peer,
@@ -66,4 +90,16 @@ fn usable_mac(neighbour: &Neighbour) -> Option<Mac> {
     // An entry that is being asked for right now is judged when the asking ended.
     let usable = neighbour.state.is_usable() || neighbour.state == NeighbourState::Incomplete;
     neighbour.mac.filter(|_| usable)
+}
+
+/// Encapsulated, and sent to a node that is not the peer: it leaves and never arrives.
+fn misdirected_to(peer: &Peer, leads: &PeerTunnel, evidence: Evidence) -> Finding {
+    Finding {
+        code: Code::FdbMisdirected,
+        subject: Subject::Pair { peer: peer.id, encapsulation: Some(leads.encapsulation) },
+        direction: Some(Direction::Outbound),
+        hop: Some(Segment { from: Hop::LeftNic, to: Hop::ReachedNic }),
+        evidence: vec![evidence],
+        confidence: Confidence::Certain,
+    }
 }

@@ -57,7 +57,7 @@ fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
         .now
         .peers
         .iter()
-        .filter(|peer| !peer.departed)
+        .filter(|peer| !peer.has_departed())
         .filter_map(|peer| context.now.pairs.get(&peer.id))
         .flat_map(|pair| pair.streams.values())
         .filter(|view| view.run.lost() > 0 || context.answered_lately(view))
@@ -75,7 +75,7 @@ fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
     let last = asked.iter().map(|view| view.run.last).max();
     let span = first.zip(last).map_or(0, |(first, last)| last.since(first));
     if peers >= 2 && span >= DEAD_SPAN_NS && asked.iter().all(|view| view.run.lost() > 0) {
-        let known = context.now.peers.iter().filter(|peer| !peer.departed).count();
+        let known = context.now.peers.iter().filter(|peer| !peer.has_departed()).count();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         verdicts.add(Finding {
             code: Code::NodeIsolated,
@@ -112,7 +112,7 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
     } else if let Some(view) = echo.filter(|view| answered_since(view)) {
         evidence.push(Evidence::Answered { stream: Stream::Echo, count: view.recent.answered });
         (Code::AgentSilent, Confidence::Low)
-    } else if peer.departed {
+    } else if peer.has_departed() {
         (Code::PeerDeparted, Confidence::High)
     } else if let Some(view) = echo.filter(|view| is_dead(&view.run, SPARSE_DEAD_RUN)) {
         evidence.push(lost(Stream::Echo, view, MINUTE));
@@ -146,10 +146,12 @@ fn overlay(
     let Some(small) = context.stream(peer, Stream::Small(encapsulation)) else { return };
     let underlay_is_proved =
         underlay.minute.answered >= UNDERLAY_PROOF && context.answered_lately(underlay);
-    if !underlay_is_proved || peer.departed {
+    if !underlay_is_proved || peer.has_departed() {
         return;
     }
-    if is_dead(&small.run, DEAD_RUN) {
+    // The underlay answered since, so it is not just that both die together.
+    let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
+    if is_dead(&small.run, DEAD_RUN) && answered_since {
         let tunnel =
             context.now.tunnels.seen().and_then(|t| t.iter().find(|t| t.index == leads.index));
         verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));

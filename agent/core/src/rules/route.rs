@@ -8,6 +8,11 @@ use super::{Context, Verdicts, before_encapsulation, lookup};
 use crate::catalog::Code;
 use crate::finding::Evidence;
 use crate::model::{Peer, Route, RouteKey, RouteKind, RouteTable, Tunnel, table};
+use crate::probing::Stream;
+use crate::time::{Mono, SECOND};
+
+/// A node that leaves cleanly may still answer for this long.
+const LEAVING_NS: u64 = 10 * SECOND;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(routes) = context.now.routes.seen() else {
@@ -18,8 +23,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         ]);
     };
     for (peer, leads, tunnel) in context.tunnelled_peers() {
-        // A departed peer whose agent still answers has not left: its routes were lost.
-        if !tunnel.up || (peer.departed && !context.is_alive(peer)) {
+        if !tunnel.up || (peer.has_departed() && !lost_with_all_others(context, peer)) {
             continue;
         }
         let Some(overlay) = leads.overlay else { continue };
@@ -33,6 +37,21 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             verdicts.add(before_encapsulation(Code::RouteBlackhole, peer, leads, evidence));
         }
     }
+}
+
+/// A peer that the kernel alone named and no longer knows has left the cluster,
+/// as a rule. Unless all of them vanished at once and this one still answers:
+/// then this node lost its entries.
+fn lost_with_all_others(context: &Context<'_>, peer: &Peer) -> bool {
+    let answers_since = |departed: Mono| {
+        context
+            .stream(peer, Stream::Underlay)
+            .and_then(|view| view.last_answer)
+            .is_some_and(|at| at.since(departed) > LEAVING_NS)
+    };
+    context.now.peers.iter().all(Peer::has_departed)
+        && context.is_alive(peer)
+        && peer.departed_since.is_some_and(answers_since)
 }
 
 fn judge_route(route: Option<&Route>, peer: &Peer, tunnel: &Tunnel) -> Option<Code> {

@@ -1,0 +1,105 @@
+//! Recordings of the lab as golden cases: a folder each, with the observation
+//! (`now.json`), an earlier one (`before.json`), the policy (`policy.toml`) and
+//! what must be said of them (`expect.txt`):
+//!
+//! ```text
+//! status fail
+//! raises encapsulation-lost pair 10.0.0.2 vxlan/8472 outbound sent>delivered
+//! follows route-missing pair 10.0.0.2 vxlan/8472 outbound sent>encapsulated
+//! not tunnel-down
+//! ```
+//!
+//! `raises` and `follows` (a consequence of what is raised) are complete: what
+//! is said beyond them fails the case. `not` names the code that this case
+//! looks like and must not raise.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use overlaywatch_core::catalog::{CATALOG, Code};
+use overlaywatch_core::diagnose::{Active, replay};
+use overlaywatch_core::finding::Subject;
+use overlaywatch_core::policy::Policy;
+use overlaywatch_core::snapshot::Snapshot;
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    cases
+}
+
+fn snapshot(case: &Path, name: &str) -> Snapshot {
+    let path = case.join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A finding as `expect.txt` writes it.
+fn line(active: &Active) -> String {
+    let finding = &active.finding;
+    let verb = if active.parent.is_some() { "follows" } else { "raises" };
+    let subject = match &finding.subject {
+        Subject::Node => "node".to_owned(),
+        Subject::Device { name } => format!("device {name}"),
+        Subject::Pair { peer, encapsulation: None } => format!("pair {peer}"),
+        Subject::Pair { peer, encapsulation: Some(through) } => format!("pair {peer} {through}"),
+    };
+    let direction = finding.direction.map_or(String::new(), |d| format!(" {}", d.slug()));
+    let hop = finding.hop.map_or(String::new(), |hop| format!(" {}>{}", hop.from, hop.to));
+    format!("{verb} {} {subject}{direction}{hop}", finding.code.slug())
+}
+
+#[test]
+fn every_recording_is_judged_as_expected() {
+    for case in cases() {
+        let expected = fs::read_to_string(case.join("expect.txt")).unwrap();
+        let policy: Policy =
+            toml::from_str(&fs::read_to_string(case.join("policy.toml")).unwrap()).unwrap();
+        let before = snapshot(&case, "before.json");
+        let now = snapshot(&case, "now.json");
+        let diagnosis = replay(Some(&before), &now, &policy);
+        let mut said: Vec<String> = diagnosis.findings.iter().map(line).collect();
+        said.push(format!("status {}", diagnosis.status.slug()));
+        said.sort();
+        let (denied, mut wanted): (Vec<&str>, Vec<&str>) = expected
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .partition(|line| line.starts_with("not "));
+        wanted.sort_unstable();
+        assert_eq!(said, wanted, "{}", case.display());
+        for code in denied.iter().map(|line| line.trim_start_matches("not ")) {
+            assert!(Code::from_slug(code).is_some(), "{}: no code {code}", case.display());
+            assert!(
+                diagnosis.findings.iter().all(|active| active.finding.code.slug() != code),
+                "{}: {code} was raised",
+                case.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_code_has_a_case_that_raises_it_and_one_that_must_not() {
+    let mut raised = BTreeSet::new();
+    let mut denied = BTreeSet::new();
+    for case in cases() {
+        for line in fs::read_to_string(case.join("expect.txt")).unwrap().lines() {
+            let mut words = line.split(' ');
+            match (words.next(), words.next()) {
+                (Some("raises" | "follows"), Some(code)) => raised.insert(code.to_owned()),
+                (Some("not"), Some(code)) => denied.insert(code.to_owned()),
+                _ => false,
+            };
+        }
+    }
+    let without = |cases: &BTreeSet<String>| -> Vec<&str> {
+        CATALOG.iter().map(|entry| entry.slug).filter(|slug| !cases.contains(*slug)).collect()
+    };
+    assert_eq!(without(&raised), Vec::<&str>::new(), "codes that no case raises");
+    assert_eq!(without(&denied), Vec::<&str>::new(), "codes that no case denies");
+}

@@ -1,0 +1,321 @@
+//! Answers the probes of peers and remembers which of them arrived.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::task::Poll;
+
+use overlaywatch_core::ladder::{Recorded, Window};
+use overlaywatch_core::model::PeerId;
+use overlaywatch_core::probing::{Ignored, MAX_WINDOWS, OwnStatus, Passage, ProbeEvent, Stream};
+use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
+use socket2::Domain;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::journal::{Clocks, Journal};
+use super::socket::{Inbox, Socket};
+use super::wire::{self, Message, Request, Status};
+
+/// What an answer costs a peer: it may ask 200 times a second.
+const COST_NS: u64 = SECOND / 200;
+/// The most that a peer can save up: 100 answers.
+const CREDIT_NS: u64 = 100 * COST_NS;
+/// What a peer says of its streams is compared with what arrived only after
+/// this time, since packets of different streams may overtake each other.
+const GRACE_NS: u64 = 20 * MILLISECOND;
+/// Batches that are read before timers have their turn.
+const BATCHES: usize = 8;
+
+/// The responder.
+#[derive(Debug)]
+pub(super) struct Responder {
+    sockets: Vec<AsyncFd<Socket>>,
+    /// A socket had more than was read.
+    backlog: bool,
+    epoch: u64,
+    askers: HashMap<PeerId, Asker>,
+    /// Who told of its streams since the last look.
+    told: Vec<PeerId>,
+    inbox: Inbox,
+    work: Vec<Work>,
+    reply: Vec<u8>,
+}
+
+/// A request that will be answered.
+#[derive(Debug)]
+struct Work {
+    request: Request,
+    peer: PeerId,
+    received: u32,
+    from: SocketAddr,
+    to: Option<IpAddr>,
+    length: usize,
+    received_ns: Option<u64>,
+}
+
+/// A peer as the responder knows it.
+#[derive(Debug)]
+struct Asker {
+    epoch: u64,
+    /// The epoch before this one: its stragglers must not bring it back.
+    former: Option<u64>,
+    heard: Vec<Heard>,
+    credit_ns: u64,
+    credited: Mono,
+    /// When it told what it sent, and what.
+    told: Option<(Mono, Vec<(Stream, u32)>)>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    stream: Stream,
+    window: Window,
+    at: Mono,
+}
+
+impl Responder {
+    /// One wildcard socket per family; an IPv6 one only where the host has IPv6.
+    pub(super) fn bind(port: u16, epoch: u64) -> Result<Self, (SocketAddr, io::Error)> {
+        let mut sockets = Vec::new();
+        for (domain, wildcard) in [
+            (Domain::IPV4, SocketAddr::from(([0; 4], port))),
+            (Domain::IPV6, SocketAddr::from(([0_u16; 8], port))),
+        ] {
+            match Socket::udp(domain, port).and_then(watch) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) if domain == Domain::IPV6 && lacks_ipv6(&error) => {}
+                Err(error) => return Err((wildcard, error)),
+            }
+        }
+        Ok(Self {
+            sockets,
+            backlog: false,
+            epoch,
+            askers: HashMap::new(),
+            told: Vec::new(),
+            inbox: Inbox::new(),
+            work: Vec::new(),
+            reply: Vec::new(),
+        })
+    }
+
+    /// Forgets all peers but these.
+    pub(super) fn retain(&mut self, keep: impl Fn(PeerId) -> bool) {
+        self.askers.retain(|&peer, _| keep(peer));
+    }
+
+    /// Waits until something came.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        if self.backlog {
+            return Ok(());
+        }
+        poll_fn(|context| {
+            let mut result = Poll::Pending;
+            for socket in &self.sockets {
+                if let Poll::Ready(ready) = socket.poll_read_ready(context) {
+                    // What came will be read until nothing is left.
+                    result = Poll::Ready(ready.map(|mut guard| guard.clear_ready()));
+                }
+            }
+            result
+        })
+        .await
+    }
+
+    /// Reads what came and answers it.
+    pub(super) fn answer(&mut self, own: &OwnStatus, journal: &mut Journal) -> io::Result<()> {
+        self.backlog = false;
+        for position in 0..self.sockets.len() {
+            for batch in 1.. {
+                let more = self.read(position, journal)?;
+                self.reply(position, own, journal);
+                if !more {
+                    break;
+                }
+                if batch == BATCHES {
+                    self.backlog = true;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one batch and records all of it, before any of it is answered:
+    /// replies then tell of everything that came with their requests.
+    fn read(&mut self, position: usize, journal: &mut Journal) -> io::Result<bool> {
+        let Some(socket) = self.sockets.get_mut(position).map(AsyncFd::get_mut) else {
+            return Ok(false);
+        };
+        let (count, more) = match self.inbox.read(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            read => read?,
+        };
+        let clocks = Clocks::read();
+        for packet in (0..count).filter_map(|position| self.inbox.packet(position)) {
+            journal.note_dropped(socket, packet.note.dropped);
+            let received_ns = packet.note.received_ns;
+            let request = match wire::decode(packet.bytes, packet.length) {
+                Ok(Message::Request(request)) => request,
+                // A reply comes to the socket that asked, never to this one.
+                Ok(Message::Reply(_)) => {
+                    journal.ignore(Ignored::Malformed);
+                    continue;
+                }
+                Err(reason) => {
+                    journal.ignore(reason);
+                    continue;
+                }
+            };
+            let admitted = journal.peer(packet.from.ip()).and_then(|peer| {
+                let at = clocks.when(received_ns);
+                let asker =
+                    self.askers.entry(peer).or_insert_with(|| Asker::new(request.epoch, at));
+                let had_told = asker.told.is_some();
+                let received = asker.admit(&request, at);
+                if asker.told.is_some() && !had_told {
+                    self.told.push(peer);
+                }
+                Ok((peer, received?))
+            });
+            match admitted {
+                Ok((peer, received)) => self.work.push(Work {
+                    request,
+                    peer,
+                    received,
+                    from: packet.from,
+                    to: packet.note.to,
+                    length: packet.length,
+                    received_ns,
+                }),
+                Err(reason) => journal.ignore(reason),
+            }
+        }
+        Ok(more)
+    }
+
+    /// Answers what was read: from the address that was asked, to the address
+    /// and port that asked.
+    fn reply(&mut self, position: usize, own: &OwnStatus, journal: &mut Journal) {
+        let Some(socket) = self.sockets.get(position).map(AsyncFd::get_ref) else { return };
+        for work in self.work.drain(..) {
+            let windows;
+            let status = if work.request.stream == Stream::Underlay {
+                windows = self.askers.get(&work.peer).map(Asker::windows).unwrap_or_default();
+                Some(Status { epoch: self.epoch, windows: &windows, own })
+            } else {
+                None
+            };
+            let dwell_ns = Clocks::read().age_ns(work.received_ns);
+            let (request, received) = (&work.request, work.received);
+            wire::encode_reply(request, dwell_ns, received, status, work.length, &mut self.reply);
+            // A reply that the kernel refuses is a reply that is lost: the
+            // peer sees it as such, and this node's own probes tell why.
+            if socket.send(&self.reply, work.from, work.to).is_ok() {
+                journal.counters.answered += 1;
+                journal.count_sent(self.reply.len(), work.from.ip());
+            }
+        }
+    }
+
+    /// Reports what peers told of their streams beside what of it arrived.
+    pub(super) fn report(&mut self, now: Mono, journal: &mut Journal) {
+        let askers = &mut self.askers;
+        self.told.retain(|&peer| {
+            let Some(asker) = askers.get_mut(&peer) else { return false };
+            match asker.told.take_if(|(at, _)| now.since(*at) >= GRACE_NS) {
+                Some((at, sent)) => {
+                    let streams = sent.iter().map(|&(stream, highest)| Passage {
+                        stream,
+                        sent_highest: highest,
+                        received: asker.window(stream),
+                    });
+                    let streams = streams.collect();
+                    journal.events.push(ProbeEvent::Asked { peer, at, streams });
+                    false
+                }
+                None => asker.told.is_some(),
+            }
+        });
+    }
+}
+
+/// Has tokio wake this task up when a packet comes; not also whenever one was
+/// sent, as it would by default.
+fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor, which stays open and the same
+    // until it is dropped; nothing here replaces the socket inside.
+    let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+    watched.map_err(io::Error::from)
+}
+
+/// Whether the host has no IPv6: built without it, or switched off.
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+impl Asker {
+    fn new(epoch: u64, now: Mono) -> Self {
+        Self {
+            epoch,
+            former: None,
+            heard: Vec::new(),
+            credit_ns: CREDIT_NS,
+            credited: now,
+            told: None,
+        }
+    }
+
+    /// Records a request; how many of its stream came in this epoch.
+    fn admit(&mut self, request: &Request, at: Mono) -> Result<u32, Ignored> {
+        if self.former == Some(request.epoch) {
+            return Err(Ignored::Replayed);
+        }
+        if self.epoch != request.epoch {
+            self.former = Some(self.epoch);
+            self.epoch = request.epoch;
+            self.heard.clear();
+            self.told = None;
+        }
+        let heard = self.heard(request.stream, at);
+        heard.at = at;
+        if matches!(heard.window.record(request.seq), Recorded::Duplicate | Recorded::TooOld) {
+            return Err(Ignored::Replayed);
+        }
+        let received = heard.window.count;
+        if request.stream == Stream::Underlay {
+            self.told = Some((at, request.sent.clone()));
+        }
+        let saved = self.credit_ns.saturating_add(at.since(self.credited));
+        self.credited = self.credited.max(at);
+        self.credit_ns = saved.min(CREDIT_NS);
+        self.credit_ns = self.credit_ns.checked_sub(COST_NS).ok_or(Ignored::RateLimited)?;
+        Ok(received)
+    }
+
+    /// The record of a stream; when there is no room for another, the stream
+    /// that was silent for longest makes way.
+    fn heard(&mut self, stream: Stream, at: Mono) -> &mut Heard {
+        let known = self.heard.iter().position(|heard| heard.stream == stream);
+        let position = known.unwrap_or_else(|| {
+            self.heard.sort_by_key(|heard| Reverse(heard.at));
+            self.heard.truncate(MAX_WINDOWS - 1);
+            self.heard.push(Heard { stream, window: Window::default(), at });
+            self.heard.len() - 1
+        });
+        &mut self.heard[position]
+    }
+
+    fn window(&self, stream: Stream) -> Window {
+        let known = self.heard.iter().find(|heard| heard.stream == stream);
+        known.map(|heard| heard.window).unwrap_or_default()
+    }
+
+    fn windows(&self) -> Vec<(Stream, Window)> {
+        self.heard.iter().map(|heard| (heard.stream, heard.window)).collect()
+    }
+}

@@ -1,0 +1,206 @@
+//! The host as /proc tells it, read once a tick.
+
+pub mod translate;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use overlaywatch_core::assembly::{SourceId, Update};
+use overlaywatch_core::model::{DeviceSettings, Host};
+use tokio::sync::mpsc::Sender;
+
+use super::meter::{Closed, disabled, metered};
+use super::{ATTENTION, Options, SourceError};
+
+/// What people change by hand, and what costs a file per device, is read
+/// every so many ticks only.
+const SETTINGS_EVERY: u32 = 10;
+
+/// Where to read: /proc, unless a test has its own.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// Kernel settings. Those under `net` are of the network namespace of
+    /// whoever opens them.
+    pub sys: PathBuf,
+    /// Counters of a network namespace. /proc/net would be the namespace of
+    /// the process's first thread, whichever thread asks.
+    pub net: PathBuf,
+    /// What is of the whole machine.
+    pub proc: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { sys: "/proc/sys".into(), net: "/proc/thread-self/net".into(), proc: "/proc".into() }
+    }
+}
+
+impl Roots {
+    /// The same files below another directory, all of one namespace.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
+        Self { sys: root.join("sys"), net: root.join("net"), proc: root.to_owned() }
+    }
+}
+
+/// Reads /proc every `options.poll` until nobody listens any more.
+///
+/// # Errors
+/// [`Closed`] when the receiving end is gone; if disabled it returns at once.
+pub fn run(options: &Options, roots: &Roots, updates: &Sender<Update>) -> Result<(), Closed> {
+    if !options.enabled.contains(&SourceId::Procfs) {
+        return disabled(updates, SourceId::Procfs);
+    }
+    let mut reader = Reader::new(roots.clone());
+    loop {
+        metered(updates, SourceId::Procfs, || {
+            Ok::<_, SourceError>(Update::Host(Box::new(reader.read()?)))
+        })?;
+        pause(options.poll, updates)?;
+    }
+}
+
+/// Sleeps, in slices short enough to notice that nobody listens.
+fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
+    while !left.is_zero() {
+        if updates.is_closed() {
+            return Err(Closed);
+        }
+        let slice = left.min(ATTENTION);
+        thread::sleep(slice);
+        left -= slice;
+    }
+    Ok(())
+}
+
+/// Reads the files; the slow ones it remembers for a while.
+#[derive(Debug)]
+pub struct Reader {
+    roots: Roots,
+    text: String,
+    settings: Option<Settings>,
+    age: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    kernel_release: String,
+    boot_id: String,
+    devices: BTreeMap<String, DeviceSettings>,
+    modules: Option<Vec<String>>,
+}
+
+impl Reader {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new(roots: Roots) -> Self {
+        Self { roots, text: String::new(), settings: None, age: 0 }
+    }
+
+    /// One reading.
+    ///
+    /// # Errors
+    /// When a file that every kernel has cannot be read.
+    pub fn read(&mut self) -> Result<Host, SourceError> {
+        let settings = match self.settings.take() {
+            Some(settings) if self.age < SETTINGS_EVERY => settings,
+            _ => {
+                self.age = 0;
+                self.read_settings()?
+            }
+        };
+        self.age += 1;
+        let (sys, net) = (self.roots.sys.clone(), self.roots.net.clone());
+        let mut counters = translate::counters(self.required(&net.join("snmp"))?);
+        let extended = translate::counters(self.required(&net.join("netstat"))?);
+        counters.in_no_routes = extended.in_no_routes;
+        counters.ip_reverse_path_filter = extended.ip_reverse_path_filter;
+        let (softnet_dropped, softnet_squeezed) =
+            translate::softnet(self.required(&net.join("softnet_stat"))?);
+        let host = Host {
+            kernel_release: settings.kernel_release.clone(),
+            boot_id: settings.boot_id.clone(),
+            ipv4_forwarding: self.switch(&sys.join("net/ipv4/ip_forward"))?,
+            ipv6_forwarding: self.switch(&sys.join("net/ipv6/conf/all/forwarding"))?,
+            rp_filter_all: self.number(&sys.join("net/ipv4/conf/all/rp_filter"))?,
+            devices: settings.devices.clone(),
+            counters,
+            softnet_dropped,
+            softnet_squeezed,
+            modules: settings.modules.clone(),
+        };
+        self.settings = Some(settings);
+        Ok(host)
+    }
+
+    fn read_settings(&mut self) -> Result<Settings, SourceError> {
+        let kernel = self.roots.sys.join("kernel");
+        Ok(Settings {
+            kernel_release: self.required(&kernel.join("osrelease"))?.trim().to_owned(),
+            boot_id: self.required(&kernel.join("random/boot_id"))?.trim().to_owned(),
+            devices: self.read_devices()?,
+            modules: self.optional(&self.roots.proc.join("modules"))?.map(translate::modules),
+        })
+    }
+
+    fn read_devices(&mut self) -> Result<BTreeMap<String, DeviceSettings>, SourceError> {
+        let conf = self.roots.sys.join("net/ipv4/conf");
+        let failed = |error| SourceError::io(format!("reading {}", conf.display()), error);
+        let mut devices = BTreeMap::new();
+        for entry in fs::read_dir(&conf).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Neither is a device: one switches all, the other those to come.
+            if name == "all" || name == "default" {
+                continue;
+            }
+            let directory = entry.path();
+            let settings = DeviceSettings {
+                forwarding: self.switch(&directory.join("forwarding"))?,
+                rp_filter: self.number(&directory.join("rp_filter"))?,
+            };
+            // A device that went while its directory was read says nothing.
+            if settings != DeviceSettings::default() {
+                devices.insert(name, settings);
+            }
+        }
+        Ok(devices)
+    }
+
+    fn switch(&mut self, path: &Path) -> Result<Option<bool>, SourceError> {
+        Ok(self.number(path)?.map(|number| number != 0))
+    }
+
+    fn number(&mut self, path: &Path) -> Result<Option<u8>, SourceError> {
+        let Some(text) = self.optional(path)? else { return Ok(None) };
+        text.trim().parse().map(Some).map_err(|_| SourceError::Malformed {
+            what: format!("reading {}", path.display()),
+            reason: format!("`{}` is not a small number", text.trim().escape_debug()),
+        })
+    }
+
+    fn required(&mut self, path: &Path) -> Result<&str, SourceError> {
+        load(path, &mut self.text)
+            .map_err(|error| SourceError::io(format!("reading {}", path.display()), error))?;
+        Ok(&self.text)
+    }
+
+    /// None where there is no such file: a kernel without IPv6 or modules.
+    fn optional(&mut self, path: &Path) -> Result<Option<&str>, SourceError> {
+        match load(path, &mut self.text) {
+            Ok(()) => Ok(Some(&self.text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(SourceError::io(format!("reading {}", path.display()), error)),
+        }
+    }
+}
+
+/// Reads a whole file into a buffer that keeps its room.
+fn load(path: &Path, text: &mut String) -> io::Result<()> {
+    text.clear();
+    fs::File::open(path)?.read_to_string(text).map(drop)
+}

@@ -1,0 +1,103 @@
+//! Text in, model out.
+
+use overlaywatch_core::model::IpCounters;
+
+/// Modules that an overlay's data path may need, by the names that
+/// /proc/modules has for them.
+const OF_INTEREST: [&str; 18] = [
+    "br_netfilter",
+    "bridge",
+    "geneve",
+    "ip_set",
+    "ip_tables",
+    "ip_tunnel",
+    "ip_vs",
+    "ip6_udp_tunnel",
+    "ipip",
+    "nf_conntrack",
+    "nf_nat",
+    "nf_tables",
+    "overlay",
+    "tunnel4",
+    "udp_tunnel",
+    "veth",
+    "vxlan",
+    "wireguard",
+];
+
+/// The counters of /proc/net/snmp or /proc/net/netstat, whichever the text is
+/// of; those that the kernel does not have are zero.
+///
+/// Both are pairs of lines with one prefix, first the names, then the values
+/// (snmp_seq_show, net/ipv4/proc.c).
+#[must_use]
+pub fn counters(text: &str) -> IpCounters {
+    let mut counters = IpCounters::default();
+    let mut lines = text.lines();
+    while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+        let (Some((group, names)), Some((same, values))) =
+            (names.split_once(':'), values.split_once(':'))
+        else {
+            continue;
+        };
+        if group != same {
+            continue;
+        }
+        for (name, value) in names.split_ascii_whitespace().zip(values.split_ascii_whitespace()) {
+            if let (Some(counter), Ok(value)) = (counter(&mut counters, group, name), value.parse())
+            {
+                *counter = value;
+            }
+        }
+    }
+    counters
+}
+
+fn counter<'a>(counters: &'a mut IpCounters, group: &str, name: &str) -> Option<&'a mut u64> {
+    Some(match (group, name) {
+        ("IpExt", "InNoRoutes") => &mut counters.in_no_routes,
+        ("Ip", "OutNoRoutes") => &mut counters.out_no_routes,
+        ("Ip", "InAddrErrors") => &mut counters.in_addr_errors,
+        ("Ip", "InUnknownProtos") => &mut counters.in_unknown_protos,
+        ("Ip", "ReasmFails") => &mut counters.reasm_fails,
+        ("Ip", "FragFails") => &mut counters.frag_fails,
+        ("Ip", "FragCreates") => &mut counters.frag_creates,
+        ("Udp", "NoPorts") => &mut counters.udp_no_ports,
+        ("Udp", "InErrors") => &mut counters.udp_in_errors,
+        ("Udp", "RcvbufErrors") => &mut counters.udp_rcvbuf_errors,
+        ("Udp", "InCsumErrors") => &mut counters.udp_in_csum_errors,
+        ("Icmp", "InDestUnreachs") => &mut counters.icmp_in_dest_unreachs,
+        ("TcpExt", "IPReversePathFilter") => &mut counters.ip_reverse_path_filter,
+        _ => return None,
+    })
+}
+
+/// Packets dropped and budgets exhausted, summed over the CPUs: the second and
+/// third hexadecimal column of /proc/net/softnet_stat (softnet_seq_show,
+/// net/core/net-procfs.c).
+#[must_use]
+pub fn softnet(text: &str) -> (u64, u64) {
+    let column = |line: &str, position: usize| {
+        let value = line.split_ascii_whitespace().nth(position)?;
+        u64::from_str_radix(value, 16).ok()
+    };
+    text.lines().fold((0, 0), |(dropped, squeezed): (u64, u64), line| {
+        (
+            dropped.saturating_add(column(line, 1).unwrap_or(0)),
+            squeezed.saturating_add(column(line, 2).unwrap_or(0)),
+        )
+    })
+}
+
+/// The loaded modules that matter here, in order.
+#[must_use]
+pub fn modules(text: &str) -> Vec<String> {
+    let mut modules: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().next())
+        .filter(|name| OF_INTEREST.contains(name))
+        .map(str::to_owned)
+        .collect();
+    modules.sort_unstable();
+    modules
+}

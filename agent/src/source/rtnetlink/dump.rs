@@ -1,0 +1,156 @@
+//! Asking the kernel for all there is.
+
+use std::io;
+
+use netlink_packet_core::{
+    DoneBuffer, ErrorBuffer, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::wire::{self, HEADER_BYTES, messages};
+use crate::source::SourceError;
+
+/// How often a dump that the kernel marks as inconsistent is begun again.
+const ATTEMPTS: u32 = 5;
+/// How long to wait for the next part of a dump, seconds.
+const PATIENCE_SECONDS: i64 = 5;
+
+/// What to ask for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    /// For messages to people.
+    pub(super) what: &'static str,
+    /// `RTM_GET...`.
+    pub(super) kind: u16,
+    /// The address family, first byte of the request's header.
+    pub(super) family: u8,
+    /// Bytes of the request's header (`struct rtmsg` and its like), which is
+    /// zero but for the family: a dump of everything.
+    pub(super) header_bytes: usize,
+}
+
+/// Dumps a table: gives each message of type `wanted` to `translate` and
+/// collects what that makes of it.
+///
+/// The dump has a socket of its own, so that nothing of an abandoned one can
+/// be mistaken for part of it, and events cannot come in between.
+pub(super) fn dump<T, E: std::fmt::Display>(
+    request: Request,
+    buffer: &mut [u8],
+    translate: impl Fn(&[u8]) -> Result<Option<T>, E>,
+) -> Result<Vec<T>, SourceError> {
+    for _ in 0..ATTEMPTS {
+        if let Some(all) = attempt(request, buffer, &translate)? {
+            return Ok(all);
+        }
+    }
+    Err(SourceError::Unsteady { what: request.what, attempts: ATTEMPTS })
+}
+
+/// One attempt; none when the table changed so that the dump may have gaps.
+fn attempt<T, E: std::fmt::Display>(
+    request: Request,
+    buffer: &mut [u8],
+    translate: &impl Fn(&[u8]) -> Result<Option<T>, E>,
+) -> Result<Option<Vec<T>>, SourceError> {
+    let failed = |source| SourceError::io(request.what, source);
+    let malformed = |reason: String| SourceError::Malformed { what: request.what.into(), reason };
+    let socket = open(request).map_err(failed)?;
+    let mut all = Vec::new();
+    let mut interrupted = false;
+    loop {
+        let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
+        for message in messages(datagram) {
+            let message = message.map_err(|error| malformed(error.to_string()))?;
+            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                NLMSG_DONE => {
+                    // Since Linux 4.15 an error in the middle of a dump rides here.
+                    let code = DoneBuffer::new_checked(message.payload)
+                        .map_or(0, |done| i64::from(done.code()));
+                    refused(code).map_err(failed)?;
+                    return Ok((!interrupted).then_some(all));
+                }
+                NLMSG_ERROR => {
+                    let error = ErrorBuffer::new_checked(message.payload)
+                        .map_err(|error| malformed(error.to_string()))?;
+                    refused(error.code().map_or(0, |code| code.get().into())).map_err(failed)?;
+                }
+                kind if kind == request.kind - 2 => match translate(message.payload) {
+                    Ok(Some(item)) => all.push(item),
+                    Ok(None) => {}
+                    Err(error) => return Err(malformed(error.to_string())),
+                },
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A negative error number as the error that it is.
+fn refused(code: i64) -> io::Result<()> {
+    match i32::try_from(code.unsigned_abs()) {
+        Ok(errno) if code < 0 => Err(io::Error::from_raw_os_error(errno)),
+        _ => Ok(()),
+    }
+}
+
+fn open(request: Request) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+    // Spares the cached routes, which nobody here wants. Kernels before 4.20
+    // do not know it and send them; they are told apart by their flag.
+    let _ = socket.set_netlink_get_strict_chk(true);
+    socket.send_to(&encode(request), &SocketAddr::new(0, 0), 0)?;
+    Ok(socket)
+}
+
+/// `struct nlmsghdr` and the request's own header.
+fn encode(request: Request) -> Vec<u8> {
+    let length = HEADER_BYTES + request.header_bytes;
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend(request.kind.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    // Sequence number and port: nothing else is ever asked on this socket,
+    // and the kernel fills in the port.
+    bytes.extend([0; 8]);
+    bytes.push(request.family);
+    bytes.resize(length, 0);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn never(_: &[u8]) -> Result<Option<()>, String> {
+        Ok(None)
+    }
+
+    #[test]
+    fn an_unknown_request_is_refused_by_the_kernel_and_said_so() {
+        // Number 17 of message types is RTM_DELLINK: no dump.
+        let request = Request { what: "dumping nonsense", kind: 250, family: 0, header_bytes: 4 };
+        let error = dump(request, &mut wire::buffer(), never).unwrap_err();
+        assert!(
+            matches!(&error, SourceError::Io { source, .. }
+            if source.raw_os_error() == Some(libc::EOPNOTSUPP)),
+            "{error}"
+        );
+        assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Unsupported);
+    }
+
+    #[test]
+    fn what_the_translation_refuses_fails_the_dump() {
+        let request =
+            Request { what: "dumping links", kind: libc::RTM_GETLINK, family: 0, header_bytes: 16 };
+        let refuse = |_: &[u8]| Err::<Option<()>, _>("odd");
+        let error = dump(request, &mut wire::buffer(), refuse).unwrap_err();
+        assert!(error.to_string().starts_with("dumping links: odd"), "{error}");
+    }
+}

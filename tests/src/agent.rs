@@ -1,0 +1,186 @@
+//! The agents under test: one process per node, in its namespace.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::topology::{Cluster, Node};
+
+/// The agent's port, for HTTP over TCP and for probes over UDP.
+pub const PORT: u16 = 9977;
+/// SIGTERM stops an agent within a second; twice that is a failure.
+const STOPS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A running agent; it is killed when this is dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    /// Starts the agent of `node`. It dies with the calling thread.
+    ///
+    /// # Errors
+    /// When `binary` cannot be run, or the files cannot be written.
+    pub fn start(node: &Node, directory: &Path, binary: &Path) -> Result<Self> {
+        let configuration = directory.join(format!("{}.toml", node.name));
+        // An empty configuration is a valid one.
+        fs::write(&configuration, "")
+            .with_context(|| format!("cannot write {}", configuration.display()))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log_path(directory, node))
+            .context("cannot open the agent's log")?;
+        let child = node
+            .netns
+            .command(binary)
+            .args(["agent", "--node", &node.name, "--listen", &format!("0.0.0.0:{PORT}")])
+            .arg("--peers")
+            .arg(peers_path(directory, node))
+            .arg("--config")
+            .arg(configuration)
+            .env_remove("NOTIFY_SOCKET")
+            // Ctrl-C is for the lab, which ends its agents itself.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", binary.display()))?;
+        Ok(Self { child })
+    }
+
+    /// Its process.
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid()?, signal).with_context(|| format!("cannot send {signal} to an agent"))
+    }
+
+    /// Asks it to end, and waits.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop(mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let end = Instant::now() + STOPS_WITHIN;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > end {
+                bail!("an agent did not end within {STOPS_WITHIN:?} of SIGTERM");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// How it ended, if it did by itself.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn ended(&mut self) -> Result<Option<String>> {
+        Ok(self.child.try_wait()?.map(|status| status.to_string()))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // An agent that already ended is already where it should be.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a node's agent logs to.
+#[must_use]
+pub fn log_path(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}.log", node.name))
+}
+
+fn peers_path(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}.peers.json", node.name))
+}
+
+impl Cluster {
+    /// Writes every node's peers file: all nodes but `without`, the node itself
+    /// included, as one file for all nodes would have it.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn list_peers(&self, without: Option<usize>) -> Result<()> {
+        let listed: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| Some(node.index) != without)
+            .map(|node| {
+                json!({
+                    "targets": [format!("{}:{PORT}", node.underlay())],
+                    "labels": {"node": node.name},
+                })
+            })
+            .collect();
+        let text = serde_json::to_string_pretty(&listed)?;
+        for node in &self.nodes {
+            let path = peers_path(self.directory(), node);
+            let draft = path.with_extension("draft");
+            // Renamed into place: a reader sees the old list or the new one.
+            fs::write(&draft, &text)
+                .and_then(|()| fs::rename(&draft, &path))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts an agent on every node.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start_agents(&mut self, binary: &Path) -> Result<()> {
+        self.list_peers(None)?;
+        self.binary = Some(binary.to_owned());
+        (0..self.nodes.len()).try_for_each(|node| self.start_agent(node))
+    }
+
+    /// Starts the agent of one node; none where the cluster runs without agents.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, node: usize) -> Result<()> {
+        let Some(binary) = self.binary.clone() else { return Ok(()) };
+        let directory = self.directory().to_owned();
+        let node = self.node_mut(node)?;
+        node.agent = Some(Agent::start(node, &directory, &binary)?);
+        Ok(())
+    }
+
+    /// Kills the agent of one node, if one runs.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn kill_agent(&mut self, node: usize) -> Result<()> {
+        // Dropping it kills it.
+        self.node_mut(node)?.agent = None;
+        Ok(())
+    }
+
+    /// Stops the agent of one node as systemd does, if one runs.
+    ///
+    /// # Errors
+    /// When it does not stop in time.
+    pub fn stop_agent(&mut self, node: usize) -> Result<()> {
+        self.node_mut(node)?.agent.take().map_or(Ok(()), Agent::stop)
+    }
+}

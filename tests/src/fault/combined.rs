@@ -1,0 +1,34 @@
+//! Faults at the same time: each gets its own verdict, and none hides the other.
+
+use overlaywatch_core::catalog::Code;
+
+use super::underlay::{block_tunnel, middle_passes};
+use super::{
+    A, AFTER_SENDING, B, BEFORE_TUNNEL, BOTH, C, D, Fault, HARD, Loss, OUTBOUND, hears_nothing,
+    says,
+};
+use crate::traffic::{nodes, pods};
+
+pub(super) const FAULTS: &[Fault] = &[Fault {
+    name: "two-faults",
+    about: "the VXLAN port is blocked between one pair; another node lost a forwarding entry",
+    nodes: 4,
+    inject: |cluster| {
+        block_tunnel(cluster, true)?;
+        cluster.lose_forwarding_entry(C, D)
+    },
+    heal: |cluster| {
+        middle_passes(cluster)?;
+        cluster.program(C)
+    },
+    breaks: &[pods(A, B), pods(B, A), pods(C, D)],
+    loss: Loss::Total,
+    spares: &[nodes(A, B), pods(D, C), pods(A, C), pods(B, D)],
+    expected: &[
+        says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
+        says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
+        says(C, Code::FdbMissing, D, OUTBOUND, BEFORE_TUNNEL),
+        hears_nothing(D, C),
+    ],
+    limits: HARD,
+}];

@@ -1,0 +1,288 @@
+//! Faults as values: how to make one, how to undo it, what it really breaks,
+//! and what the agents must say of it. One file per family.
+
+mod combined;
+mod quiet;
+mod tables;
+mod tunnel;
+mod underlay;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use overlaywatch_core::catalog::Code;
+use overlaywatch_core::finding::Direction;
+use overlaywatch_core::ladder::{Hop, Segment};
+
+use crate::judge::{About, Wanted};
+use crate::topology::Cluster;
+use crate::traffic::Path;
+
+/// The first node: as a rule the one that sends.
+const A: usize = 0;
+/// The second node: as a rule the one that receives.
+const B: usize = 1;
+/// The third node: as a rule the bystander.
+const C: usize = 2;
+/// The fourth node, where two faults need a pair each.
+const D: usize = 3;
+
+/// A fault, or a condition that looks like one and is none.
+#[derive(Debug)]
+pub struct Fault {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What is done, in a few words.
+    pub about: &'static str,
+    /// Nodes of the cluster that it is tried on.
+    pub nodes: usize,
+    /// Makes it.
+    pub inject: fn(&mut Cluster) -> Result<()>,
+    /// Undoes it.
+    pub heal: fn(&mut Cluster) -> Result<()>,
+    /// Live traffic that it breaks.
+    pub breaks: &'static [Path],
+    /// How much of that traffic is lost.
+    pub loss: Loss,
+    /// Live traffic that it leaves alone.
+    pub spares: &'static [Path],
+    /// What each node must say; whatever else any node says is wrong.
+    pub expected: &'static [Expected],
+    /// How long to wait for what.
+    pub limits: Limits,
+}
+
+/// How much traffic a fault loses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// All of it, while the fault is there.
+    Total,
+    /// Part of it.
+    Partial,
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the first lost packet until the last expected finding.
+    pub detect: Duration,
+    /// Watched after that for what should not be there.
+    pub settle: Duration,
+    /// From the heal until every node passes again.
+    pub clear: Duration,
+}
+
+/// A fault that loses everything on a path.
+const HARD: Limits = Limits {
+    detect: Duration::from_secs(10),
+    settle: Duration::from_secs(6),
+    clear: Duration::from_secs(60),
+};
+/// A fault that loses one packet in ten: its test is sequential, and so is its all-clear.
+const GRAY: Limits = Limits {
+    detect: Duration::from_secs(120),
+    settle: Duration::from_secs(6),
+    clear: Duration::from_secs(150),
+};
+
+/// One finding that one node must show.
+///
+/// Several directions or hops stand for "one of these": what counters and the
+/// peer's replies allow to tell without eBPF.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Who says it.
+    pub node: usize,
+    /// What.
+    pub code: Code,
+    /// About what.
+    pub subject: Subject,
+    /// Which way, as seen from that node; none where it is no question.
+    pub directions: &'static [Direction],
+    /// Where packets vanish; none where it is no question.
+    pub hops: &'static [Segment],
+}
+
+/// What a finding is about, as seen from the node that shows it.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject {
+    /// The node itself.
+    Node,
+    /// Its NIC.
+    Uplink,
+    /// Its tunnel device.
+    Tunnel,
+    /// Its traffic with another node.
+    Peer(usize),
+}
+
+const OUTBOUND: &[Direction] = &[Direction::Outbound];
+const INBOUND: &[Direction] = &[Direction::Inbound];
+const BOTH: &[Direction] = &[Direction::Both];
+/// Whichever way the first random losses went.
+const EITHER: &[Direction] = &[Direction::Outbound, Direction::Inbound, Direction::Both];
+const NO_DIRECTION: &[Direction] = &[];
+const NO_HOP: &[Segment] = &[];
+
+const fn between(from: Hop, to: Hop) -> Segment {
+    Segment { from, to }
+}
+
+/// Sent by one agent, not received by the other: all that probes alone can tell.
+const ANYWHERE: &[Segment] = &[between(Hop::Sent, Hop::Delivered)];
+/// The tunnel device's counters may tell that it encapsulated what got lost;
+/// without eBPF they cannot be tied to single probes.
+const AFTER_SENDING: &[Segment] =
+    &[between(Hop::Encapsulated, Hop::Delivered), between(Hop::Sent, Hop::Delivered)];
+/// No way into the tunnel.
+const BEFORE_TUNNEL: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
+/// Encapsulated and never sent.
+const BEFORE_NIC: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
+/// It reached the peer's kernel, which has no tunnel device for it.
+const BEFORE_REMOTE_TUNNEL: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
+
+/// A finding about a peer.
+const fn says(
+    node: usize,
+    code: Code,
+    peer: usize,
+    directions: &'static [Direction],
+    hops: &'static [Segment],
+) -> Expected {
+    Expected { node, code, subject: Subject::Peer(peer), directions, hops }
+}
+
+/// A finding about the node or one of its devices.
+const fn says_itself(node: usize, code: Code, subject: Subject) -> Expected {
+    Expected { node, code, subject, directions: NO_DIRECTION, hops: NO_HOP }
+}
+
+/// The peer reports that what it sends through the tunnel does not come back.
+const fn hears_nothing(node: usize, peer: usize) -> Expected {
+    says(node, Code::EncapsulationLost, peer, INBOUND, ANYWHERE)
+}
+
+/// All faults, family by family.
+pub fn all() -> impl Iterator<Item = &'static Fault> {
+    [underlay::FAULTS, tunnel::FAULTS, tables::FAULTS, quiet::FAULTS, combined::FAULTS]
+        .into_iter()
+        .flatten()
+}
+
+/// The faults whose name is `pattern`, else those whose name contains it.
+#[must_use]
+pub fn matching(pattern: &str) -> Vec<&'static Fault> {
+    match named(pattern) {
+        Some(fault) => vec![fault],
+        None => all().filter(|fault| fault.name.contains(pattern)).collect(),
+    }
+}
+
+/// The fault of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Fault> {
+    all().find(|fault| fault.name == name)
+}
+
+impl Fault {
+    /// What the judge has to look for, in this cluster's addresses.
+    ///
+    /// # Errors
+    /// When the cluster has fewer nodes than the fault needs.
+    pub fn wanted(&self, cluster: &Cluster) -> Result<Vec<Wanted>> {
+        self.expected.iter().map(|expected| expected.wanted(cluster)).collect()
+    }
+}
+
+impl Expected {
+    fn wanted(&self, cluster: &Cluster) -> Result<Wanted> {
+        let about = match self.subject {
+            Subject::Node => About::Node,
+            Subject::Uplink => About::Device("eth0".to_owned()),
+            Subject::Tunnel => About::Device(cluster.shape.device().to_owned()),
+            Subject::Peer(peer) => About::Peer(cluster.node(peer)?.underlay().into()),
+        };
+        Ok(Wanted {
+            node: self.node,
+            code: self.code,
+            about,
+            directions: self.directions.to_vec(),
+            hops: self.hops.to_vec(),
+        })
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node-{} says {}", self.node + 1, self.code.slug())?;
+        match self.subject {
+            Subject::Node => Ok(()),
+            Subject::Uplink => f.write_str(" of its NIC"),
+            Subject::Tunnel => f.write_str(" of its tunnel device"),
+            Subject::Peer(peer) => write!(f, " of node-{}", peer + 1),
+        }?;
+        if !self.directions.is_empty() {
+            let directions: Vec<_> = self.directions.iter().map(|d| d.slug()).collect();
+            write!(f, ", {}", directions.join(" or "))?;
+        }
+        if !self.hops.is_empty() {
+            let hops: Vec<_> = self.hops.iter().map(|h| format!("{}→{}", h.from, h.to)).collect();
+            write!(f, ", {}", hops.join(" or "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Underlay addresses of two nodes.
+fn addresses(cluster: &Cluster, a: usize, b: usize) -> Result<(Ipv4Addr, Ipv4Addr)> {
+    Ok((cluster.node(a)?.underlay(), cluster.node(b)?.underlay()))
+}
+
+/// Runs `ip` on a node.
+fn ip(cluster: &Cluster, node: usize, line: &str) -> Result<()> {
+    cluster.node(node)?.netns.ip(&format!("{line}\n")).context("the fault could not be made")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::topology::SIZES;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        let names: BTreeSet<&str> = all().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), all().count());
+        assert_eq!(matching("fdb-missing").len(), 1);
+        assert!(matching("mismatch").len() >= 2);
+        assert!(matching("no such fault").is_empty());
+    }
+
+    #[test]
+    fn every_fault_fits_its_cluster() {
+        for fault in all() {
+            assert!(SIZES.contains(&fault.nodes), "{}", fault.name);
+            for expected in fault.expected {
+                let peer = match expected.subject {
+                    Subject::Peer(peer) => peer,
+                    Subject::Node | Subject::Uplink | Subject::Tunnel => expected.node,
+                };
+                assert!(expected.node < fault.nodes && peer < fault.nodes, "{}", fault.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_breaks_traffic_is_reported() {
+        for fault in all() {
+            assert!(
+                fault.breaks.is_empty() || !fault.expected.is_empty(),
+                "{} breaks traffic and nobody need say so",
+                fault.name
+            );
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Conditions that must raise no network verdict: a healthy overlay, nodes
+//! that leave, agents that die, starve or are shut out.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use overlaywatch_core::catalog::Code;
+
+use super::underlay::middle_passes;
+use super::{A, B, C, Fault, HARD, Limits, Loss, NO_DIRECTION, NO_HOP, addresses, says};
+use crate::agent::PORT;
+use crate::filter::{self, Drops, Place};
+use crate::interrupt;
+use crate::topology::Cluster;
+use crate::traffic::{nodes, pods};
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "healthy",
+        about: "nothing happens for two minutes",
+        nodes: 3,
+        inject: |_| Ok(()),
+        heal: |_| Ok(()),
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, C), pods(C, A), nodes(A, B)],
+        expected: &[],
+        limits: watch(120),
+    },
+    Fault {
+        name: "node-removed",
+        about: "one node leaves for good: agent, list and tables at once",
+        nodes: 3,
+        inject: |cluster| {
+            cluster.stop_agent(C)?;
+            cluster.list_peers(Some(C))?;
+            cluster.forget(A, C)?;
+            cluster.forget(B, C)
+        },
+        heal: |cluster| {
+            cluster.program(A)?;
+            cluster.program(B)?;
+            cluster.list_peers(None)?;
+            cluster.start_agent(C)
+        },
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A)],
+        expected: &[],
+        limits: watch(30),
+    },
+    Fault {
+        name: "agent-killed",
+        about: "one node's agent is killed, its network is fine",
+        nodes: 3,
+        inject: |cluster| cluster.kill_agent(B),
+        heal: |cluster| cluster.start_agent(B),
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A), nodes(A, B)],
+        expected: &[
+            says(A, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
+            says(C, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
+        ],
+        // It is not raised before 15 s: a restart is no news.
+        limits: Limits { detect: Duration::from_secs(30), ..HARD },
+    },
+    Fault {
+        name: "prober-starved",
+        about: "one node's agent gets the CPU for a fifth of the time, and once for 3 s not at all",
+        nodes: 3,
+        inject: starve,
+        heal: |_| Ok(()),
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A)],
+        expected: &[],
+        limits: watch(15),
+    },
+    Fault {
+        name: "probe-port-filtered",
+        about: "a firewall between two nodes drops the probes' own port, nothing else",
+        nodes: 3,
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let between = |from, to| Drops { from: Some(from), to: Some(to), ..Drops::default() };
+            let to = Drops { udp_to: Some(PORT), ..Drops::default() };
+            let from = Drops { udp_from: Some(PORT), ..Drops::default() };
+            let drops = [(a, b), (b, a)].map(|(x, y)| {
+                [
+                    Drops { udp_to: to.udp_to, ..between(x, y) },
+                    Drops { udp_from: from.udp_from, ..between(x, y) },
+                ]
+            });
+            filter::drop(&cluster.switch, Place::Middle, drops.as_flattened())
+        },
+        heal: middle_passes,
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A), nodes(A, B)],
+        expected: &[
+            says(A, Code::ProbePortFiltered, B, NO_DIRECTION, NO_HOP),
+            says(B, Code::ProbePortFiltered, A, NO_DIRECTION, NO_HOP),
+        ],
+        limits: Limits { detect: Duration::from_secs(20), ..HARD },
+    },
+    Fault {
+        name: "agents-restarted",
+        about: "all agents are restarted, one after the other",
+        nodes: 3,
+        inject: |cluster| {
+            for node in 0..cluster.nodes.len() {
+                cluster.stop_agent(node)?;
+                cluster.start_agent(node)?;
+                interrupt::sleep(Duration::from_secs(2))?;
+            }
+            Ok(())
+        },
+        heal: |_| Ok(()),
+        breaks: &[],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A)],
+        expected: &[],
+        limits: watch(30),
+    },
+];
+
+/// Nothing is expected: watch for that long.
+const fn watch(seconds: u64) -> Limits {
+    Limits { settle: Duration::from_secs(seconds), ..HARD }
+}
+
+/// What a node's agent gets from a host that is far too busy.
+fn starve(cluster: &mut Cluster) -> Result<()> {
+    for round in 0..15 {
+        let asleep = if round == 7 { 3_000 } else { 800 };
+        signal(cluster, Signal::SIGSTOP)?;
+        let slept = interrupt::sleep(Duration::from_millis(asleep));
+        // Woken up again even when the lab is told to end.
+        signal(cluster, Signal::SIGCONT)?;
+        slept?;
+        interrupt::sleep(Duration::from_millis(200))?;
+    }
+    Ok(())
+}
+
+fn signal(cluster: &Cluster, signal: Signal) -> Result<()> {
+    match &cluster.node(A)?.agent {
+        Some(agent) => agent.signal(signal),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,90 @@
+//! Faults of the tables that lead into a tunnel: routes, neighbours,
+//! forwarding entries. All of them break what A sends to B.
+
+use anyhow::Result;
+use overlaywatch_core::catalog::Code;
+
+use super::{
+    A, B, BEFORE_TUNNEL, C, Expected, Fault, HARD, Loss, OUTBOUND, hears_nothing, ip, says,
+};
+use crate::topology::Cluster;
+use crate::traffic::{Path, nodes, pods};
+
+const FROM_A_TO_B: &[Path] = &[pods(A, B)];
+const OTHERS: &[Path] = &[pods(B, A), pods(A, C), pods(C, B), nodes(A, B)];
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "fdb-missing",
+        about: "one node lost the forwarding entry of a peer's VTEP",
+        nodes: 3,
+        inject: lose_forwarding_entry,
+        heal: program_a,
+        breaks: FROM_A_TO_B,
+        loss: Loss::Total,
+        spares: OTHERS,
+        expected: &cannot_send(Code::FdbMissing),
+        limits: HARD,
+    },
+    Fault {
+        name: "vtep-neigh-missing",
+        about: "one node lost the neighbour entry of a peer's VTEP",
+        nodes: 3,
+        inject: |cluster| {
+            let (device, overlay) = (cluster.shape.device(), cluster.node(B)?.overlay());
+            ip(cluster, A, &format!("neigh del {overlay} dev {device}"))
+        },
+        heal: program_a,
+        breaks: FROM_A_TO_B,
+        loss: Loss::Total,
+        spares: OTHERS,
+        expected: &cannot_send(Code::VtepNeighbourMissing),
+        limits: HARD,
+    },
+    Fault {
+        name: "route-missing-to-one-peer",
+        about: "one node lost the route to a peer's pods",
+        nodes: 3,
+        inject: |cluster| {
+            let network = cluster.shape.pod_network(cluster.node(B)?);
+            ip(cluster, A, &format!("route del {network}"))
+        },
+        heal: program_a,
+        breaks: FROM_A_TO_B,
+        loss: Loss::Total,
+        spares: OTHERS,
+        expected: &cannot_send(Code::RouteMissing),
+        limits: HARD,
+    },
+    Fault {
+        name: "blackhole-shadows-block",
+        about: "a leftover blackhole covers half of a peer's pods on one node",
+        nodes: 3,
+        inject: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route add blackhole {half} proto 80"))
+        },
+        heal: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route del blackhole {half} proto 80"))
+        },
+        breaks: FROM_A_TO_B,
+        loss: Loss::Total,
+        spares: OTHERS,
+        expected: &cannot_send(Code::RouteBlackhole),
+        limits: HARD,
+    },
+];
+
+/// A's tables say why; B only learns that A's answers do not arrive.
+const fn cannot_send(code: Code) -> [Expected; 2] {
+    [says(A, code, B, OUTBOUND, BEFORE_TUNNEL), hears_nothing(B, A)]
+}
+
+fn lose_forwarding_entry(cluster: &mut Cluster) -> Result<()> {
+    cluster.lose_forwarding_entry(A, B)
+}
+
+fn program_a(cluster: &mut Cluster) -> Result<()> {
+    cluster.program(A)
+}

@@ -1,0 +1,293 @@
+//! Faults between the nodes and at their edges: what a firewall, a switch or a
+//! cable does.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use overlaywatch_core::catalog::Code;
+
+use super::{
+    A, AFTER_SENDING, ANYWHERE, B, BEFORE_NIC, BOTH, C, EITHER, Fault, GRAY, HARD, Limits, Loss,
+    OUTBOUND, Subject, addresses, hears_nothing, says, says_itself,
+};
+use crate::filter::{self, Drops, Place};
+use crate::topology::Cluster;
+use crate::traffic::{full_pods, nodes, pods};
+
+/// A path that is smaller than both ends believe: one VLAN tag and one more
+/// encapsulation by the provider, say. Bytes.
+const PATH_MTU: u16 = 1450;
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "underlay-udp-port-blocked",
+        about: "a firewall between two nodes drops the VXLAN port, both ways",
+        nodes: 3,
+        inject: |cluster| block_tunnel(cluster, true),
+        heal: middle_passes,
+        breaks: &[pods(A, B), pods(B, A)],
+        loss: Loss::Total,
+        spares: &[nodes(A, B), nodes(B, A), pods(A, C), pods(C, B)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
+            says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "underlay-udp-port-blocked-one-way",
+        about: "a firewall between two nodes drops the VXLAN port, one way",
+        nodes: 3,
+        inject: |cluster| block_tunnel(cluster, false),
+        heal: middle_passes,
+        breaks: &[pods(A, B)],
+        loss: Loss::Total,
+        spares: &[pods(B, A), nodes(A, B)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
+            hears_nothing(B, A),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "remote-input-drop",
+        about: "a node's firewall drops VXLAN in its input",
+        nodes: 3,
+        inject: |cluster| drop_on(cluster, B, Place::Input),
+        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+        breaks: &[pods(A, B), pods(C, B)],
+        loss: Loss::Total,
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
+            says(C, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
+            hears_nothing(B, A),
+            hears_nothing(B, C),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "local-output-drop",
+        about: "a node's firewall drops VXLAN in its output",
+        nodes: 3,
+        inject: |cluster| drop_on(cluster, A, Place::Output),
+        heal: |cluster| filter::pass(&cluster.node(A)?.netns, Place::Output),
+        breaks: &[pods(A, B), pods(A, C)],
+        loss: Loss::Total,
+        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
+        expected: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, BEFORE_NIC),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, BEFORE_NIC),
+            hears_nothing(B, A),
+            hears_nothing(C, A),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "mid-path-mtu",
+        about: "the path between two nodes silently drops packets over 1450 bytes",
+        nodes: 3,
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let long = |from, to| Drops {
+                from: Some(from),
+                to: Some(to),
+                longer_than: Some(PATH_MTU),
+                ..Drops::default()
+            };
+            filter::drop(&cluster.switch, Place::Middle, &[long(a, b), long(b, a)])
+        },
+        heal: middle_passes,
+        breaks: &[full_pods(A, B), full_pods(B, A)],
+        loss: Loss::Total,
+        spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
+        expected: &[
+            says(A, Code::MtuBlackhole, B, BOTH, ANYWHERE),
+            says(B, Code::MtuBlackhole, A, BOTH, ANYWHERE),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "gray-loss",
+        about: "the path between two nodes loses one packet in ten, both ways",
+        nodes: 3,
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let tenth = |from, to| Drops {
+                from: Some(from),
+                to: Some(to),
+                percent: Some(10),
+                ..Drops::default()
+            };
+            filter::drop(&cluster.switch, Place::Middle, &[tenth(a, b), tenth(b, a)])
+        },
+        heal: middle_passes,
+        breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
+        loss: Loss::Partial,
+        spares: &[pods(A, C), pods(C, B)],
+        expected: &[
+            says(A, Code::UnderlayLoss, B, EITHER, ANYWHERE),
+            says(B, Code::UnderlayLoss, A, EITHER, ANYWHERE),
+        ],
+        limits: GRAY,
+    },
+    Fault {
+        name: "gray-loss-in-tunnel",
+        about: "the path between two nodes loses one VXLAN packet in ten, one way",
+        nodes: 3,
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let tenth = Drops {
+                from: Some(a),
+                to: Some(b),
+                udp_to: Some(cluster.shape.port()),
+                percent: Some(10),
+                ..Drops::default()
+            };
+            filter::drop(&cluster.switch, Place::Middle, &[tenth])
+        },
+        heal: middle_passes,
+        breaks: &[pods(A, B)],
+        loss: Loss::Partial,
+        spares: &[nodes(A, B), pods(B, A)],
+        expected: &[
+            says(A, Code::OverlayLoss, B, OUTBOUND, ANYWHERE),
+            says(B, Code::OverlayLoss, A, super::INBOUND, ANYWHERE),
+        ],
+        limits: GRAY,
+    },
+    Fault {
+        name: "underlay-dead",
+        about: "the switch silently drops all of one node's traffic",
+        nodes: 3,
+        inject: |cluster| {
+            let port = Some(cluster.node(B)?.name.clone());
+            let to = Drops { out_port: port.clone(), ..Drops::default() };
+            let from = Drops { in_port: port, ..Drops::default() };
+            filter::drop(&cluster.switch, Place::Middle, &[to, from])
+        },
+        heal: middle_passes,
+        breaks: &[pods(A, B), pods(B, A), nodes(A, B), nodes(C, B)],
+        loss: Loss::Total,
+        spares: &[pods(A, C), nodes(A, C)],
+        expected: &[
+            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says_itself(B, Code::NodeIsolated, Subject::Node),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "underlay-pair-dead",
+        about: "the switch silently drops everything between two nodes",
+        nodes: 3,
+        inject: |cluster| {
+            let (a, b) = (cluster.node(A)?.name.clone(), cluster.node(B)?.name.clone());
+            let all = |from: &str, to: &str| Drops {
+                in_port: Some(from.to_owned()),
+                out_port: Some(to.to_owned()),
+                ..Drops::default()
+            };
+            filter::drop(&cluster.switch, Place::Middle, &[all(&a, &b), all(&b, &a)])
+        },
+        heal: middle_passes,
+        breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
+        loss: Loss::Total,
+        spares: &[pods(A, C), pods(C, B)],
+        expected: &[
+            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(B, Code::PeerUnreachable, A, BOTH, ANYWHERE),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "switch-port-down",
+        about: "one node's port on the switch is shut: its NIC loses carrier",
+        nodes: 3,
+        inject: |cluster| set_port(cluster, B, "down"),
+        heal: |cluster| set_port(cluster, B, "up"),
+        breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
+        loss: Loss::Total,
+        spares: &[pods(A, C)],
+        expected: &[
+            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says_itself(B, Code::UnderlayLinkDown, Subject::Uplink),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "node-powered-off",
+        about: "one node is gone at once: agent, kernel and link",
+        nodes: 3,
+        inject: |cluster| {
+            set_port(cluster, B, "down")?;
+            cluster.kill_agent(B)
+        },
+        heal: |cluster| {
+            set_port(cluster, B, "up")?;
+            cluster.start_agent(B)
+        },
+        breaks: &[pods(A, B), nodes(A, B)],
+        loss: Loss::Total,
+        spares: &[pods(A, C)],
+        expected: &[
+            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+        ],
+        limits: HARD,
+    },
+    Fault {
+        name: "comes-and-goes",
+        about: "the VXLAN port between two nodes is blocked, opened and blocked again",
+        nodes: 3,
+        inject: |cluster| {
+            for _ in 0..2 {
+                block_tunnel(cluster, true)?;
+                crate::interrupt::sleep(PHASE)?;
+                middle_passes(cluster)?;
+                crate::interrupt::sleep(PHASE)?;
+            }
+            block_tunnel(cluster, true)
+        },
+        heal: middle_passes,
+        breaks: &[pods(A, B), pods(B, A)],
+        loss: Loss::Partial,
+        spares: &[nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
+            says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
+        ],
+        limits: Limits { settle: Duration::from_secs(8), ..HARD },
+    },
+];
+
+/// How long a fault that comes and goes stays in each state.
+const PHASE: Duration = Duration::from_secs(7);
+
+/// Drops the encapsulation from A to B, and back.
+pub(super) fn block_tunnel(cluster: &mut Cluster, both_ways: bool) -> Result<()> {
+    let (a, b) = addresses(cluster, A, B)?;
+    let port = cluster.shape.port();
+    let encapsulated =
+        |from, to| Drops { from: Some(from), to: Some(to), udp_to: Some(port), ..Drops::default() };
+    let mut drops = vec![encapsulated(a, b)];
+    if both_ways {
+        drops.push(encapsulated(b, a));
+    }
+    filter::drop(&cluster.switch, Place::Middle, &drops)
+}
+
+pub(super) fn middle_passes(cluster: &mut Cluster) -> Result<()> {
+    filter::pass(&cluster.switch, Place::Middle)
+}
+
+fn drop_on(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
+    let drops = Drops { udp_to: Some(cluster.shape.port()), ..Drops::default() };
+    filter::drop(&cluster.node(node)?.netns, place, &[drops])
+}
+
+fn set_port(cluster: &Cluster, node: usize, state: &str) -> Result<()> {
+    let port = &cluster.node(node)?.name;
+    cluster.switch.ip(&format!("link set {port} {state}\n"))
+}

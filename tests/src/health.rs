@@ -1,0 +1,118 @@
+//! What `/health` says, read by its contract and nothing more.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use overlaywatch_core::catalog::Code;
+use overlaywatch_core::diagnose::Status;
+use overlaywatch_core::finding::Direction;
+use overlaywatch_core::ladder::Segment;
+use serde::Deserialize;
+
+use crate::judge::{About, Observed, Said};
+
+#[derive(Debug, Deserialize)]
+struct Health {
+    status: Status,
+    summary: String,
+    findings: Vec<Finding>,
+    peers: Peers,
+}
+
+/// Consequences stand under their cause and are not read.
+#[derive(Debug, Deserialize)]
+struct Finding {
+    code: Code,
+    subject: Subject,
+    hop: Option<Segment>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Subject {
+    kind: String,
+    device: Option<String>,
+    address: Option<IpAddr>,
+    direction: Option<Direction>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Peers {
+    expected: u32,
+    healthy: u32,
+}
+
+/// What an agent says, and the sentence it says it with.
+///
+/// # Errors
+/// When the document breaks the contract.
+pub fn read(document: &str) -> Result<(Said, String)> {
+    let health: Health = serde_json::from_str(document)
+        .with_context(|| format!("/health breaks its contract: {document}"))?;
+    let findings = health.findings.into_iter().map(observed).collect::<Result<_>>()?;
+    let peers = (health.peers.expected, health.peers.healthy);
+    Ok((Said::Verdict { status: health.status, findings, peers }, health.summary))
+}
+
+fn observed(finding: Finding) -> Result<Observed> {
+    let subject = finding.subject;
+    let about = match (subject.kind.as_str(), subject.device, subject.address) {
+        ("node", _, _) => About::Node,
+        ("device", Some(device), _) => About::Device(device),
+        ("pair", _, Some(address)) => About::Peer(address),
+        (kind, ..) => bail!("/health has a subject of kind {kind} without what names it"),
+    };
+    Ok(Observed {
+        code: finding.code,
+        about,
+        direction: subject.direction,
+        hop: finding.hop.map(Into::into),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use overlaywatch_core::ladder::Hop;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_contract() {
+        let document = r#"{
+            "status": "fail", "node": "node-1", "summary": "node-2 cannot be reached", "since": 1,
+            "findings": [
+                {"id": "x", "code": "encapsulation-lost", "severity": "critical",
+                 "subject": {"kind": "pair", "node": "node-2", "address": "10.0.0.12",
+                             "encapsulation": "vxlan:8472", "direction": "both"},
+                 "hop": {"from": "encapsulated", "to": "delivered"}, "title": "t"},
+                {"id": "y", "code": "tunnel-down", "severity": "critical",
+                 "subject": {"kind": "device", "device": "flannel.1", "direction": null},
+                 "hop": null}
+            ],
+            "peers": {"expected": 2, "healthy": 1, "degraded": 0, "broken": 1, "unknown": 0},
+            "gaps": []
+        }"#;
+        let (said, summary) = read(document).unwrap();
+        assert_eq!(summary, "node-2 cannot be reached");
+        let findings = vec![
+            Observed {
+                code: Code::EncapsulationLost,
+                about: About::Peer("10.0.0.12".parse().unwrap()),
+                direction: Some(Direction::Both),
+                hop: Some(Segment { from: Hop::Encapsulated, to: Hop::Delivered }.into()),
+            },
+            Observed {
+                code: Code::TunnelDown,
+                about: About::Device("flannel.1".to_owned()),
+                direction: None,
+                hop: None,
+            },
+        ];
+        assert_eq!(said, Said::Verdict { status: Status::Fail, findings, peers: (2, 1) });
+    }
+
+    #[test]
+    fn a_broken_contract_is_an_error() {
+        assert!(read("{}").is_err());
+        assert!(read("not json").is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! Clusters of 2 to 16 nodes on one underlay, shaped as a CNI shapes them.
+//!
+//! ```text
+//!   switch namespace:   underlay bridge, one port per node, gateway 10.0.0.1
+//!   node namespace:     eth0 ── port    tunnel device   pod side (cni0 or cali*)
+//!   pod namespace:      eth0 ── node
+//! ```
+//! Faults in the middle are made in the switch, which no agent can see.
+
+mod shape;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+pub use shape::{Shape, Vtep};
+
+use crate::agent::Agent;
+use crate::identity;
+use crate::netns::Netns;
+
+/// The fewest and the most nodes of a cluster.
+pub const SIZES: std::ops::RangeInclusive<usize> = 2..=16;
+/// MTU of the underlay, bytes.
+pub const UNDERLAY_MTU: u16 = 1500;
+/// The underlay's prefix length.
+const UNDERLAY_PREFIX: u8 = 24;
+/// The switch's own address: the nodes' default gateway, which forwards nothing.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+/// A cluster of namespaces; all of it vanishes when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Whose shape it has.
+    pub shape: Shape,
+    /// Its nodes. Before the switch, so that agents end first.
+    pub nodes: Vec<Node>,
+    /// The namespace of the underlay bridge.
+    pub switch: Netns,
+    /// The agent to run on the nodes; none while they run without.
+    pub(crate) binary: Option<PathBuf>,
+    directory: RunDirectory,
+}
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    /// Its place in the cluster, from 0.
+    pub index: usize,
+    /// Its name, and that of its port on the switch.
+    pub name: String,
+    /// Its agent, if one runs.
+    pub agent: Option<Agent>,
+    /// Its pod's namespace.
+    pub pod: Netns,
+    /// Its own namespace.
+    pub netns: Netns,
+}
+
+/// Where the agents' files are.
+#[derive(Debug)]
+struct RunDirectory(PathBuf);
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        identity::remove_run_directory(&self.0);
+    }
+}
+
+impl Cluster {
+    /// Builds a cluster of `size` nodes: links, addresses, tunnels, and on each
+    /// node what leads to all others.
+    ///
+    /// # Errors
+    /// Without root, without iproute2, or when `size` is not in [`SIZES`].
+    pub fn build(shape: Shape, size: usize) -> Result<Self> {
+        static RUNS: AtomicU32 = AtomicU32::new(1);
+        ensure!(SIZES.contains(&size), "a cluster has {SIZES:?} nodes, not {size}");
+        let run = format!("r{}", RUNS.fetch_add(1, Ordering::Relaxed));
+        let directory = RunDirectory(identity::run_directory(&run)?);
+        let prefix = format!("{}-{run}", identity::own()?);
+        let switch = Netns::create(format!("{prefix}-switch"), false)?;
+        switch.ip(&switch_lines())?;
+        let mut nodes = Vec::with_capacity(size);
+        for index in 0..size {
+            let name = format!("node-{}", index + 1);
+            nodes.push(Node {
+                index,
+                agent: None,
+                pod: Netns::create(format!("{prefix}-pod-{}", index + 1), false)?,
+                netns: Netns::create(format!("{prefix}-{name}"), true)?,
+                name,
+            });
+        }
+        let cluster = Self { shape, nodes, switch, binary: None, directory };
+        cluster.on_every_node(|node| cluster.wire(node))?;
+        let ports: String =
+            cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();
+        cluster.switch.ip(&ports)?;
+        Ok(cluster)
+    }
+
+    /// The nodes work side by side: most of the time goes into waiting for the
+    /// kernel's grace periods.
+    fn on_every_node(&self, work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let threads: Vec<_> =
+                self.nodes.iter().map(|node| scope.spawn(move || work(node))).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().map_err(|_| anyhow!("a thread that builds a node panicked"))?
+            })
+        })
+    }
+
+    fn wire(&self, node: &Node) -> Result<()> {
+        node.netns.ip(&uplink_lines(node, &self.switch))?;
+        node.netns.ip(&self.shape.device_lines(&node.vtep(self.shape)))?;
+        node.netns.ip(&self.shape.pod_side_lines(node))?;
+        node.pod.ip(&self.shape.pod_lines(node))?;
+        for line in self.shape.proxies(node) {
+            node.netns.enter(|| {
+                std::fs::write(&line, "1").with_context(|| format!("cannot write {line}"))
+            })?;
+        }
+        self.program(node.index)
+    }
+
+    /// Programs on `node` what leads to all others, as its CNI agent does when
+    /// it starts. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn program(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        let others = self.nodes.iter().filter(|other| other.index != node.index);
+        let (routes, forwarding): (Vec<String>, Vec<String>) =
+            others.map(|peer| self.shape.peer_lines(peer)).unzip();
+        node.netns.ip(&routes.concat())?;
+        node.netns.bridge(&forwarding.concat())
+    }
+
+    /// Takes away on `node` what leads to `peer`, as a CNI agent does when a
+    /// node leaves the cluster.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget(&self, node: usize, peer: usize) -> Result<()> {
+        let (node, peer) = (self.node(node)?, self.node(peer)?);
+        let (routes, forwarding) = self.shape.forget_lines(peer);
+        node.netns.ip(&routes)?;
+        node.netns.bridge(&forwarding)
+    }
+
+    /// Takes away `node`'s forwarding entry for `peer`'s VTEP alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lose_forwarding_entry(&self, node: usize, peer: usize) -> Result<()> {
+        let (_, forwarding) = self.shape.forget_lines(self.node(peer)?);
+        self.node(node)?.netns.bridge(&forwarding)
+    }
+
+    /// Makes `node`'s tunnel device anew, as `change` wants it, with all that
+    /// goes through it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remake_tunnel(&self, node: usize, change: impl FnOnce(&mut Vtep)) -> Result<()> {
+        let node = self.node(node)?;
+        let mut vtep = node.vtep(self.shape);
+        change(&mut vtep);
+        node.netns.ip(&format!("link del {}\n", self.shape.device()))?;
+        node.netns.ip(&self.shape.device_lines(&vtep))?;
+        self.program(node.index)
+    }
+
+    /// The node of this index.
+    ///
+    /// # Errors
+    /// When the cluster is smaller.
+    pub fn node(&self, index: usize) -> Result<&Node> {
+        self.nodes.get(index).with_context(|| format!("the cluster has no node {}", index + 1))
+    }
+
+    /// The node of this index, to be changed.
+    ///
+    /// # Errors
+    /// When the cluster is smaller.
+    pub fn node_mut(&mut self, index: usize) -> Result<&mut Node> {
+        self.nodes.get_mut(index).with_context(|| format!("the cluster has no node {}", index + 1))
+    }
+
+    /// Where the agents' files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory.0
+    }
+}
+
+impl Node {
+    /// Its number in addresses, from 1.
+    fn number(&self) -> u8 {
+        // SIZES keeps it small.
+        u8::try_from(self.index + 1).unwrap_or(u8::MAX)
+    }
+
+    /// Its underlay address.
+    #[must_use]
+    pub fn underlay(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 0, 10 + self.number())
+    }
+
+    /// Its tunnel device's address.
+    #[must_use]
+    pub fn overlay(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.number(), 0)
+    }
+
+    /// Its pod's address.
+    #[must_use]
+    pub fn pod_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.number(), 2)
+    }
+
+    /// The tunnel device that it ought to have.
+    fn vtep(&self, shape: Shape) -> Vtep {
+        Vtep {
+            vni: shape.vni(),
+            port: shape.port(),
+            local: self.underlay(),
+            address: self.overlay(),
+            mac: format!("0e:42:00:00:00:{:02x}", self.number()),
+        }
+    }
+}
+
+fn switch_lines() -> String {
+    format!(
+        "link set lo up\n\
+         link add br0 mtu {UNDERLAY_MTU} type bridge forward_delay 0 mcast_snooping 0\n\
+         addr add {GATEWAY}/{UNDERLAY_PREFIX} dev br0\n\
+         link set br0 up\n"
+    )
+}
+
+fn uplink_lines(node: &Node, switch: &Netns) -> String {
+    format!(
+        "link set lo up\n\
+         link add eth0 mtu {UNDERLAY_MTU} type veth peer name {} mtu {UNDERLAY_MTU} netns {}\n\
+         addr add {}/{UNDERLAY_PREFIX} dev eth0\n\
+         link set eth0 up\n\
+         route add default via {GATEWAY} dev eth0 onlink\n",
+        node.name,
+        switch.name(),
+        node.underlay(),
+    )
+}
