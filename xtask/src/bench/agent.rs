@@ -111,7 +111,7 @@ impl Stage {
             "--simulator-underlay",
             PEERS_UNDERLAY,
         ]))?;
-        shell::output(here.command(Path::new("sh")).args(["-ec", &setup]))?;
+        here.script(&setup)?;
 
         let mut simulator = Running(told(&peers).stdout(Stdio::piped()).spawn()?);
         let said = simulator.0.stdout.take().context("a piped child has a stdout")?;

@@ -1,11 +1,12 @@
 //! Named network namespaces for the benchmarks, gone when dropped.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -37,6 +38,18 @@ impl Netns {
     /// Runs `ip` in it; returns what it printed.
     pub(crate) fn ip(&self, arguments: &str) -> Result<String> {
         shell::output(Command::new("ip").args(["-n", self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// Runs a shell's script in it, however long that is.
+    pub(crate) fn script(&self, text: &str) -> Result<()> {
+        let mut shell =
+            self.command(Path::new("sh")).stdin(Stdio::piped()).spawn().context("cannot run sh")?;
+        let mut input = shell.stdin.take().context("a piped child has a stdin")?;
+        input.write_all(text.as_bytes())?;
+        drop(input);
+        let status = shell.wait()?;
+        ensure!(status.success(), "setting up the namespace {} failed ({status})", self.name);
+        Ok(())
     }
 
     /// A command that runs `program` in it and dies with this process,
