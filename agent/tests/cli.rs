@@ -58,13 +58,13 @@ async fn status_draws_the_peers() {
 }
 
 #[tokio::test]
-async fn status_of_a_healthy_and_of_a_starting_agent_is_fine() {
+async fn a_healthy_agent_is_fine_and_a_starting_one_cannot_tell() {
     let server = Server::of(&[Fate::Healthy]).await;
     let (exit, _) = status(server.address.to_string(), TEXT, Paint::Plain).await.unwrap();
     assert_eq!(exit, Exit::Fine);
     let server = Server::start(Limits::default()).await;
     let (exit, text) = status(server.address.to_string(), TEXT, Paint::Plain).await.unwrap();
-    assert_eq!(exit, Exit::Fine);
+    assert_eq!(exit, Exit::ToolFailed);
     assert!(text.starts_with("UNKNOWN  the agent is starting"), "{text}");
 }
 
@@ -179,9 +179,9 @@ fn every_code_is_explained() {
 
     Explains
       remote-tunnel-down, vni-mismatch, vxlan-port-mismatch, stale-vtep-mac, fdb-missing,
-      vtep-neighbour-missing, route-missing, route-blackhole, route-bypasses-tunnel,
-      local-output-drop, encapsulation-lost, overlay-loss, underlay-loss, mtu-blackhole,
-      agent-silent, probe-port-filtered
+      fdb-misdirected, vtep-neighbour-missing, route-missing, route-blackhole,
+      route-bypasses-tunnel, local-output-drop, encapsulation-lost, overlay-loss,
+      underlay-loss, mtu-blackhole, agent-silent, probe-port-filtered
     ");
 }
 
@@ -206,7 +206,7 @@ fn help_leads_a_newcomer() {
         let text = help(&["overlaywatch", name, "--help"]);
         assert!(text.contains("Example"), "{name}: {text}");
     }
-    assert!(top.contains("Exit codes: 0 nothing wrong was found"), "{top}");
+    assert!(top.contains("Exit codes: 0 all is well"), "{top}");
     // clap's own suggestion for a mistyped command.
     assert!(help(&["overlaywatch", "statsu"]).contains("status"));
 }
