@@ -219,7 +219,28 @@ fn completions_know_the_commands() {
             panic!("not completions")
         };
         let mut out = Vec::new();
-        assert_eq!(oneshot::completions(&CompletionsArgs { shell }, &mut out), Exit::Fine);
+        let args = CompletionsArgs { shell };
+        assert_eq!(oneshot::completions(&args, &mut out).unwrap(), Exit::Fine);
         assert!(String::from_utf8(out).unwrap().contains("explain"), "{shell}");
     }
+}
+
+#[test]
+fn a_reader_that_left_is_no_failure() {
+    struct Gone;
+    impl std::io::Write for Gone {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    for output in [TEXT, JSON] {
+        let args = ExplainArgs { code: None, output };
+        let error = oneshot::explain(&args, Paint::Plain, &mut Gone).unwrap_err();
+        assert!(error.is_broken_pipe(), "{error}");
+    }
+    let unknown = ExplainArgs { code: Some("x".to_owned()), output: TEXT };
+    assert!(!oneshot::explain(&unknown, Paint::Plain, &mut Gone).unwrap_err().is_broken_pipe());
 }
