@@ -71,6 +71,12 @@ impl Socket {
         }
     }
 
+    /// Asks for a receive buffer of this size. The kernel grants up to
+    /// net.core.rmem_max, and drops what does not fit count as such.
+    pub(super) fn make_room(&self, bytes: usize) {
+        let _ = self.inner.set_recv_buffer_size(bytes);
+    }
+
     /// Sets how packets treat path MTUs.
     pub(super) fn set_path_mtu(&self, domain: Domain, path_mtu: PathMtu) -> io::Result<()> {
         let v6 = domain == Domain::IPV6;
