@@ -12,6 +12,7 @@ use overlaywatch_core::policy::Policy;
 use overlaywatch_core::record::Recording;
 use overlaywatch_core::{diagnose, snapshot::Snapshot};
 
+use crate::agent::Launch;
 use crate::fault::Fault;
 use crate::interrupt;
 use crate::poll::{self, Poll};
@@ -26,7 +27,7 @@ use crate::topology::{Cluster, Shape};
 /// When the verdicts do not come, or a recording replays to something else.
 pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     let mut cluster = Cluster::build(shape, fault.nodes)?;
-    cluster.start_agents(binary)?;
+    cluster.start_agents(Launch { binary: binary.to_owned(), listed: fault.listed })?;
     let poll = Poll::start(&cluster)?;
     wait_until_ready(&mut cluster, &poll)?;
     let wanted = fault.wanted(&cluster)?;

@@ -38,6 +38,9 @@ pub struct Fault {
     pub about: &'static str,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
+    /// The agents are given a list of peers; without one they learn them from
+    /// the kernel.
+    pub listed: bool,
     /// Makes it.
     pub inject: fn(&mut Cluster) -> Result<()>,
     /// Undoes it.
@@ -85,6 +88,21 @@ const GRAY: Limits = Limits {
     detect: Duration::from_secs(120),
     settle: Duration::from_secs(6),
     clear: Duration::from_secs(150),
+};
+
+/// What most faults have in common.
+const PLAIN: Fault = Fault {
+    name: "",
+    about: "",
+    nodes: 3,
+    listed: true,
+    inject: |_| Ok(()),
+    heal: |_| Ok(()),
+    breaks: &[],
+    loss: Loss::Total,
+    spares: &[],
+    expected: &[],
+    limits: HARD,
 };
 
 /// One finding that one node must show.
@@ -142,6 +160,9 @@ const BEFORE_TUNNEL: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
 const BEFORE_NIC: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
 /// It reached the peer's kernel, which has no tunnel device for it.
 const BEFORE_REMOTE_TUNNEL: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
+
+/// It came out of the peer's tunnel device, which does not take it for its own.
+const AFTER_REMOTE_TUNNEL: &[Segment] = &[between(Hop::Decapsulated, Hop::Delivered)];
 
 /// A finding about a peer.
 const fn says(

@@ -4,10 +4,8 @@
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::{
-    A, B, BEFORE_TUNNEL, C, Expected, Fault, HARD, Loss, OUTBOUND, hears_nothing, ip, says,
-};
-use crate::topology::Cluster;
+use super::{A, B, BEFORE_TUNNEL, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says};
+use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
 const FROM_A_TO_B: &[Path] = &[pods(A, B)];
@@ -17,49 +15,42 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "fdb-missing",
         about: "one node lost the forwarding entry of a peer's VTEP",
-        nodes: 3,
         inject: lose_forwarding_entry,
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::FdbMissing),
-        limits: HARD,
+        ..PLAIN
     },
     Fault {
         name: "vtep-neigh-missing",
         about: "one node lost the neighbour entry of a peer's VTEP",
-        nodes: 3,
         inject: |cluster| {
             let (device, overlay) = (cluster.shape.device(), cluster.node(B)?.overlay());
             ip(cluster, A, &format!("neigh del {overlay} dev {device}"))
         },
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::VtepNeighbourMissing),
-        limits: HARD,
+        ..PLAIN
     },
     Fault {
         name: "route-missing-to-one-peer",
         about: "one node lost the route to a peer's pods",
-        nodes: 3,
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route del {network}"))
         },
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteMissing),
-        limits: HARD,
+        ..PLAIN
     },
     Fault {
         name: "blackhole-shadows-block",
         about: "a leftover blackhole covers half of a peer's pods on one node",
-        nodes: 3,
         inject: |cluster| {
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
             ip(cluster, A, &format!("route add blackhole {half} proto 80"))
@@ -69,10 +60,25 @@ pub(super) const FAULTS: &[Fault] = &[
             ip(cluster, A, &format!("route del blackhole {half} proto 80"))
         },
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteBlackhole),
-        limits: HARD,
+        ..PLAIN
+    },
+    Fault {
+        name: "route-bypasses-tunnel",
+        about: "a leftover route leads half of a peer's pods past the tunnel on one node",
+        inject: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route add {half} via {GATEWAY} dev eth0"))
+        },
+        heal: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route del {half} via {GATEWAY} dev eth0"))
+        },
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &cannot_send(Code::RouteBypassesTunnel),
+        ..PLAIN
     },
 ];
 
