@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use crate::output::Output;
 use crate::{Install, duration, lab, shell};
 
 /// What `cargo xtask demo` takes. Numbers and times are checked here already,
@@ -28,16 +29,6 @@ pub(crate) struct Options {
     output: Output,
     #[command(flatten)]
     install: Install,
-}
-
-/// What to print.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs: stdout carries one JSON document and nothing else.
-    Json,
 }
 
 /// Builds what is needed and becomes the lab's demo.

@@ -3,9 +3,12 @@
 //! They need nothing but Cargo and, for what the system lacks, apt; each does
 //! the set-up that it needs by itself.
 
+mod bench;
 mod demo;
 mod duration;
+mod interrupt;
 mod lab;
+mod output;
 mod setup;
 mod shell;
 mod tally;
@@ -33,6 +36,8 @@ enum Verb {
     Test(Install),
     /// Inject faults into real overlays and judge the verdicts: list, run, clean, record
     Lab(lab::Options),
+    /// Measure against the budgets, and print what was measured
+    Bench(bench::Options),
 }
 
 /// Whether the system may be changed.
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::demo(&options),
         Verb::Test(install) => test::test(install),
         Verb::Lab(options) => lab::lab(&options),
+        Verb::Bench(options) => bench::bench(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,11 +25,11 @@ enum What {
     Library(&'static str),
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         what: What::Program("pkg-config"),
         package: "pkg-config",
-        purpose: "finds the two libraries below",
+        purpose: "finds the libraries that the lab links",
     },
     Need {
         what: What::Library("libmnl"),
@@ -44,7 +44,12 @@ const NEEDS: [Need; 4] = [
     Need {
         what: What::Program("ip"),
         package: "iproute2",
-        purpose: "the benchmarks and tests compare with it",
+        purpose: "the benchmarks and tests make namespaces and compare with it",
+    },
+    Need {
+        what: What::Program("nft"),
+        package: "nftables",
+        purpose: "the benchmark of the agent simulates its peers with it",
     },
 ];
 

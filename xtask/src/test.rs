@@ -6,11 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
-use crate::{Install, lab};
+use crate::{Install, interrupt, lab};
 
 /// The release of cargo-deny that checks licences: the newest that the
 /// workspace's rust-version compiles.
@@ -42,13 +41,17 @@ struct Report {
 
 /// Runs every stage up to the first that fails.
 pub(crate) fn test(install: Install) -> Result<()> {
-    outlive_interrupts()?;
+    // A Ctrl-C goes to every process of the terminal. The lab answers it by
+    // taking its namespaces down and says so on its way out, so somebody must
+    // stay to read that.
+    interrupt::install()?;
     install.setup()?;
     let mut table = Vec::new();
     let mut total = Tally::default();
     let mut closing = Vec::new();
     let mut failure = None;
     for stage in &STAGES {
+        interrupt::check()?;
         println!("== {}", stage.name);
         let start = Instant::now();
         let report = (stage.run)().unwrap_or_else(|error| Report::of_error(&error));
@@ -68,18 +71,6 @@ pub(crate) fn test(install: Install) -> Result<()> {
     // The error below goes to stderr; whoever reads both has them in order.
     std::io::stdout().flush()?;
     failure.map_or(Ok(()), |what| bail!("{what}"))
-}
-
-/// A Ctrl-C goes to every process of the terminal. The lab answers it by taking
-/// its namespaces down and says so on its way out, so somebody must stay to
-/// read that; this process ends when the stage has ended.
-fn outlive_interrupts() -> Result<()> {
-    extern "C" fn nothing(_: nix::libc::c_int) {}
-    // SAFETY: a handler that does nothing is async-signal-safe. Unlike ignoring
-    // the signal it is not inherited by the programs started here.
-    unsafe { signal(Signal::SIGINT, SigHandler::Handler(nothing)) }
-        .context("cannot set a signal handler")?;
-    Ok(())
 }
 
 fn fmt() -> Result<Report> {

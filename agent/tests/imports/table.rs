@@ -37,7 +37,11 @@ pub(crate) const ROWS: &[Row] = &[
     row("core::statistics", &[], "statistics are about numbers, not about networks"),
     row("core::ladder", &[], "the ladder is vocabulary, and vocabulary stands on nothing"),
     row("core::catalog", &[], "the catalog describes verdicts; it does not reach them"),
-    row("core::model", &[], "the model is what all others speak in, so it knows none of them"),
+    row(
+        "core::model",
+        &["core::time"],
+        "the model is what all others speak in, so it knows nothing but time",
+    ),
     row("core::fact", &["core::time"], "a fact is a value and a time, whatever the value"),
     row("core::policy", &["core::model"], "expectations are stated in the model's words alone"),
     row(

@@ -1,0 +1,77 @@
+//! Benchmarks against the budgets of BENCHMARKS.md. They print what was
+//! measured and never fail for being slow: that is for people to judge.
+
+mod agent;
+mod http;
+mod netns;
+mod process;
+mod routes;
+mod table;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::output::Output;
+use crate::shell::{self, root_command};
+use crate::{Install, interrupt};
+
+/// What `cargo xtask bench` takes.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+    /// What to print: the table, or one JSON document
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    output: Output,
+    #[command(flatten)]
+    install: Install,
+    /// Programs are built already; set when a benchmark calls itself as root
+    #[arg(long, hide = true, global = true)]
+    built: bool,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum What {
+    /// One agent against 1,000 simulated peers: processor, memory, HTTP, bytes
+    Agent,
+    /// The first complete snapshot with 500,000 routes, beside `ip route show`
+    Routes,
+}
+
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Routes => "routes",
+        }
+    }
+}
+
+/// Builds as the caller, measures as root.
+pub(crate) fn bench(options: &Options) -> Result<()> {
+    if !options.built {
+        options.install.setup()?;
+        match options.what {
+            What::Agent => agent::build()?,
+            What::Routes => routes::build()?,
+        }
+    }
+    if !shell::is_root() {
+        let mut again = root_command(std::env::current_exe()?)?;
+        again.args(["bench", options.what.name(), "--built"]);
+        if options.output == Output::Json {
+            again.args(["-o", "json"]);
+        }
+        return shell::become_program(again);
+    }
+    interrupt::install()?;
+    match options.what {
+        What::Agent => agent::bench(options.output),
+        What::Routes => routes::bench(options.output),
+    }
+}
+
+/// Bytes in millions, for people; counters stay far below 2^53, so nothing is lost.
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
