@@ -7,7 +7,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use overlaywatch_core::catalog::Code;
 
-use super::underlay::middle_passes;
+use super::underlay::{middle_passes, set_port};
 use super::{A, B, C, Fault, HARD, Limits, NO_DIRECTION, NO_HOP, PLAIN, addresses, says};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
@@ -44,14 +44,16 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "node-removed-unlisted",
-        about: "one node leaves for good, and the others know of peers by the kernel alone",
+        about: "one node is deleted, and the others know of peers by the kernel alone",
         listed: false,
         inject: |cluster| {
             cluster.stop_agent(C)?;
+            set_port(cluster, C, "down")?;
             cluster.forget(A, C)?;
             cluster.forget(B, C)
         },
         heal: |cluster| {
+            set_port(cluster, C, "up")?;
             cluster.program(A)?;
             cluster.program(B)?;
             cluster.start_agent(C)
@@ -92,13 +94,11 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "a firewall between two nodes drops the probes' own port, nothing else",
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
-            let between = |from, to| Drops { from: Some(from), to: Some(to), ..Drops::default() };
-            let to = Drops { udp_to: Some(PORT), ..Drops::default() };
-            let from = Drops { udp_from: Some(PORT), ..Drops::default() };
-            let drops = [(a, b), (b, a)].map(|(x, y)| {
+            let drops = [(a, b), (b, a)].map(|(from, to)| {
+                let between = Drops { from: Some(from), to: Some(to), ..Drops::default() };
                 [
-                    Drops { udp_to: to.udp_to, ..between(x, y) },
-                    Drops { udp_from: from.udp_from, ..between(x, y) },
+                    Drops { udp_to: Some(PORT), ..between.clone() },
+                    Drops { udp_from: Some(PORT), ..between },
                 ]
             });
             filter::drop(&cluster.switch, Place::Middle, drops.as_flattened())

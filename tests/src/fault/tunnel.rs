@@ -15,6 +15,9 @@ use crate::traffic::{Path, full_pods, nodes, pods};
 /// An address of the underlay that no node has: the one that DHCP gave before.
 const FORMER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 199);
 
+/// What udev gives a device at boot where MACAddressPolicy= is not `none`.
+const NEW_MAC: &str = "0e:42:00:00:01:02";
+
 const AROUND_B: &[Path] = &[pods(A, B), pods(B, A), pods(C, B)];
 const BESIDE_B: &[Path] = &[pods(A, C), pods(C, A), nodes(A, B)];
 
@@ -80,14 +83,11 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "vtep-mac-changed",
-        about: "one node's tunnel device has a new MAC that the others were not told",
-        inject: |cluster| {
-            let device = cluster.shape.device();
-            ip(cluster, B, &format!("link set {device} address 0e:42:00:00:01:02"))
-        },
-        heal: |cluster| cluster.remake_tunnel(B, |_| {}),
+        about: "one node's tunnel device was made anew with a MAC that the others were not told",
+        inject: |cluster| cluster.remake_tunnel(B, |vtep| vtep.mac = NEW_MAC.to_owned()),
+        heal: remake_b,
         breaks: &[pods(A, B), pods(C, B)],
-        spares: &[pods(B, A), pods(A, C), nodes(A, B)],
+        spares: &[pods(A, C), nodes(A, B)],
         expected: &[
             says(A, Code::StaleVtepMac, B, OUTBOUND, AFTER_REMOTE_TUNNEL),
             says(C, Code::StaleVtepMac, B, OUTBOUND, AFTER_REMOTE_TUNNEL),

@@ -289,7 +289,8 @@ fn drop_on(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
     filter::drop(&cluster.node(node)?.netns, place, &[drops])
 }
 
-fn set_port(cluster: &Cluster, node: usize, state: &str) -> Result<()> {
+/// Sets a node's port on the switch `up` or `down`.
+pub(super) fn set_port(cluster: &Cluster, node: usize, state: &str) -> Result<()> {
     let port = &cluster.node(node)?.name;
     cluster.switch.ip(&format!("link set {port} {state}\n"))
 }
