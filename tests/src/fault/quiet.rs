@@ -20,6 +20,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "healthy",
         about: "nothing happens for two minutes",
         spares: &[pods(A, B), pods(B, C), pods(C, A), nodes(A, B)],
+        unlike: &[Code::ForwardingOff, Code::VtepLocalAddressWrong, Code::MtuBlackhole],
         limits: watch(120),
         ..PLAIN
     },
@@ -39,6 +40,7 @@ pub(super) const FAULTS: &[Fault] = &[
             cluster.start_agent(C)
         },
         spares: &[pods(A, B), pods(B, A)],
+        unlike: &[Code::PeerDeparted, Code::RouteMissing],
         limits: watch(30),
         ..PLAIN
     },
@@ -77,6 +79,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
             says(C, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
         ],
+        unlike: &[Code::PeerUnreachable, Code::ProbePortFiltered],
         // It is not raised before 15 s: a restart is no news.
         limits: Limits { detect: Duration::from_secs(30), ..HARD },
         ..PLAIN
@@ -86,6 +89,7 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "one node's agent gets the CPU for a fifth of the time, and once for 3 s not at all",
         inject: starve,
         spares: &[pods(A, B), pods(B, A)],
+        unlike: &[Code::EncapsulationLost, Code::OverlayLoss],
         limits: watch(15),
         ..PLAIN
     },
@@ -109,6 +113,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::ProbePortFiltered, B, NO_DIRECTION, NO_HOP),
             says(B, Code::ProbePortFiltered, A, NO_DIRECTION, NO_HOP),
         ],
+        unlike: &[Code::AgentSilent, Code::PeerUnreachable],
         limits: Limits { detect: Duration::from_secs(20), ..HARD },
         ..PLAIN
     },

@@ -4,7 +4,9 @@
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::{A, B, BEFORE_TUNNEL, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says};
+use super::{
+    A, B, BEFORE_TUNNEL, BETWEEN_NICS, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says,
+};
 use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
@@ -20,6 +22,18 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::FdbMissing),
+        unlike: &[Code::StaleVtepMac, Code::VtepNeighbourMissing, Code::FdbMisdirected],
+        ..PLAIN
+    },
+    Fault {
+        name: "fdb-misdirected",
+        about: "one node's forwarding entry of a peer's VTEP leads to a third node",
+        inject: |cluster| cluster.misdirect(A, B, C),
+        heal: program_a,
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &[says(A, Code::FdbMisdirected, B, OUTBOUND, BETWEEN_NICS), hears_nothing(B, A)],
+        unlike: &[Code::FdbMissing, Code::StaleVtepMac],
         ..PLAIN
     },
     Fault {
@@ -33,6 +47,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::VtepNeighbourMissing),
+        unlike: &[Code::FdbMissing],
         ..PLAIN
     },
     Fault {
@@ -46,6 +61,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteMissing),
+        unlike: &[Code::RouteBypassesTunnel, Code::RouteBlackhole],
         ..PLAIN
     },
     Fault {
@@ -62,6 +78,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteBlackhole),
+        unlike: &[Code::RouteMissing],
         ..PLAIN
     },
     Fault {
@@ -78,6 +95,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteBypassesTunnel),
+        unlike: &[Code::RouteBlackhole, Code::RouteMissing],
         ..PLAIN
     },
 ];

@@ -41,6 +41,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::RemoteTunnelDown, B, BOTH, BEFORE_REMOTE_TUNNEL),
             says(C, Code::RemoteTunnelDown, B, BOTH, BEFORE_REMOTE_TUNNEL),
         ],
+        unlike: &[Code::TunnelMissing],
         ..PLAIN
     },
     Fault {
@@ -51,6 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: AROUND_B,
         spares: BESIDE_B,
         expected: &mismatch(Code::VxlanPortMismatch),
+        unlike: &[Code::VniMismatch, Code::RemoteTunnelDown],
         ..PLAIN
     },
     Fault {
@@ -61,6 +63,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: AROUND_B,
         spares: BESIDE_B,
         expected: &mismatch(Code::VniMismatch),
+        unlike: &[Code::VxlanPortMismatch],
         ..PLAIN
     },
     Fault {
@@ -79,6 +82,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
             says(C, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
         ],
+        unlike: &[Code::TunnelDown],
         ..PLAIN
     },
     Fault {
@@ -94,6 +98,7 @@ pub(super) const FAULTS: &[Fault] = &[
             hears_nothing(B, A),
             hears_nothing(B, C),
         ],
+        unlike: &[Code::FdbMissing, Code::FdbMisdirected],
         ..PLAIN
     },
     Fault {
@@ -118,6 +123,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A)],
         spares: &[pods(A, C), nodes(A, B)],
         expected: &[says_itself(B, Code::ForwardingOff, Subject::Node)],
+        unlike: &[Code::RouteMissing],
         ..PLAIN
     },
     Fault {

@@ -30,6 +30,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
             says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
         ],
+        unlike: &[Code::LocalOutputDrop, Code::RemoteTunnelDown],
         ..PLAIN
     },
     Fault {
@@ -86,6 +87,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::MtuBlackhole, B, BOTH, ANYWHERE),
             says(B, Code::MtuBlackhole, A, BOTH, ANYWHERE),
         ],
+        unlike: &[Code::TunnelMtuTooLarge, Code::EncapsulationLost],
         ..PLAIN
     },
     Fault {
@@ -120,6 +122,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::UnderlayLoss, B, EITHER, ANYWHERE),
             says(B, Code::UnderlayLoss, A, EITHER, ANYWHERE),
         ],
+        unlike: &[Code::PeerUnreachable],
         limits: GRAY,
         ..PLAIN
     },
@@ -145,6 +148,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::OverlayLoss, B, OUTBOUND, ANYWHERE),
             says(B, Code::OverlayLoss, A, INBOUND, ANYWHERE),
         ],
+        unlike: &[Code::UnderlayLoss],
         limits: GRAY,
         ..PLAIN
     },
@@ -165,6 +169,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
             says_itself(B, Code::NodeIsolated, Subject::Node),
         ],
+        unlike: &[Code::UnderlayLinkDown, Code::AgentSilent],
         ..PLAIN
     },
     Fault {
@@ -186,6 +191,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
             says(B, Code::PeerUnreachable, A, BOTH, ANYWHERE),
         ],
+        unlike: &[Code::NodeIsolated],
         ..PLAIN
     },
     Fault {
@@ -219,6 +225,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
             says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
         ],
+        unlike: &[Code::PeerDeparted],
         ..PLAIN
     },
     Fault {

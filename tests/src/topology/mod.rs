@@ -163,6 +163,18 @@ impl Cluster {
         self.node(node)?.netns.bridge(&forwarding)
     }
 
+    /// Lets `node`'s forwarding entry for `peer`'s VTEP lead to a third node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn misdirect(&self, node: usize, peer: usize, third: usize) -> Result<()> {
+        let mac = self.node(peer)?.vtep(self.shape).mac;
+        let (device, third) = (self.shape.device(), self.node(third)?.underlay());
+        self.node(node)?
+            .netns
+            .bridge(&format!("fdb replace {mac} dev {device} dst {third} self permanent\n"))
+    }
+
     /// Makes `node`'s tunnel device anew, as `change` wants it, with all that
     /// goes through it.
     ///
