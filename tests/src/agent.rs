@@ -18,6 +18,15 @@ pub const PORT: u16 = 9977;
 /// SIGTERM stops an agent within a second; twice that is a failure.
 const STOPS_WITHIN: Duration = Duration::from_secs(2);
 
+/// How to run agents.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The agent's binary.
+    pub binary: PathBuf,
+    /// Agents are given a list of peers; without one they learn them from the kernel.
+    pub listed: bool,
+}
+
 /// A running agent; it is killed when this is dropped.
 #[derive(Debug)]
 pub struct Agent {
@@ -28,8 +37,8 @@ impl Agent {
     /// Starts the agent of `node`. It dies with the calling thread.
     ///
     /// # Errors
-    /// When `binary` cannot be run, or the files cannot be written.
-    pub fn start(node: &Node, directory: &Path, binary: &Path) -> Result<Self> {
+    /// When the binary cannot be run, or the files cannot be written.
+    pub fn start(node: &Node, directory: &Path, launch: &Launch) -> Result<Self> {
         let configuration = directory.join(format!("{}.toml", node.name));
         // An empty configuration is a valid one.
         fs::write(&configuration, "")
@@ -39,12 +48,12 @@ impl Agent {
             .append(true)
             .open(log_path(directory, node))
             .context("cannot open the agent's log")?;
-        let child = node
-            .netns
-            .command(binary)
-            .args(["agent", "--node", &node.name, "--listen", &format!("0.0.0.0:{PORT}")])
-            .arg("--peers")
-            .arg(peers_path(directory, node))
+        let mut command = node.netns.command(&launch.binary);
+        command.args(["agent", "--node", &node.name, "--listen", &format!("0.0.0.0:{PORT}")]);
+        if launch.listed {
+            command.arg("--peers").arg(peers_path(directory, node));
+        }
+        let child = command
             .arg("--config")
             .arg(configuration)
             .env_remove("NOTIFY_SOCKET")
@@ -54,7 +63,7 @@ impl Agent {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("cannot run {}", binary.display()))?;
+            .with_context(|| format!("cannot run {}", launch.binary.display()))?;
         Ok(Self { child })
     }
 
@@ -148,9 +157,9 @@ impl Cluster {
     ///
     /// # Errors
     /// When one cannot be started.
-    pub fn start_agents(&mut self, binary: &Path) -> Result<()> {
+    pub fn start_agents(&mut self, launch: Launch) -> Result<()> {
         self.list_peers(None)?;
-        self.binary = Some(binary.to_owned());
+        self.agents = Some(launch);
         (0..self.nodes.len()).try_for_each(|node| self.start_agent(node))
     }
 
@@ -159,10 +168,10 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        let Some(binary) = self.binary.clone() else { return Ok(()) };
+        let Some(launch) = self.agents.clone() else { return Ok(()) };
         let directory = self.directory().to_owned();
         let node = self.node_mut(node)?;
-        node.agent = Some(Agent::start(node, &directory, &binary)?);
+        node.agent = Some(Agent::start(node, &directory, &launch)?);
         Ok(())
     }
 

@@ -148,7 +148,8 @@ impl Wanted {
     }
 
     /// Whether this is the finding, and its details are right.
-    fn is_met_by(&self, node: usize, observed: &Observed) -> bool {
+    #[must_use]
+    pub fn is_met_by(&self, node: usize, observed: &Observed) -> bool {
         let direction_fits = match observed.direction {
             None => self.directions.is_empty(),
             Some(direction) => self.directions.contains(&direction),

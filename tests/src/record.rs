@@ -1,5 +1,5 @@
-//! Golden cases from the lab: while a fault's verdicts stand, each node that
-//! must report saves what it sees.
+//! Golden cases from the lab: while a fault's verdicts stand, nodes that must
+//! report save what they see. `agent/core/tests/golden.rs` reads the cases.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,85 +7,166 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use overlaywatch_core::finding::Subject;
+use overlaywatch_core::diagnose::{self, Active, Diagnosis};
+use overlaywatch_core::finding::{Direction, Finding, Subject};
 use overlaywatch_core::policy::Policy;
 use overlaywatch_core::record::Recording;
-use overlaywatch_core::{diagnose, snapshot::Snapshot};
+use overlaywatch_core::snapshot::Snapshot;
 
+use crate::agent::Launch;
 use crate::fault::Fault;
 use crate::interrupt;
+use crate::judge::{About, Observed, Wanted};
 use crate::poll::{self, Poll};
 use crate::run::wait_until_ready;
 use crate::topology::{Cluster, Shape};
 
-/// Runs `fault` until its verdicts stand and saves the recording of every
-/// node that must report, or of the first one where none must. Gives the
-/// directories written.
+/// Runs `fault` until its verdicts stand and saves recordings: one of each
+/// kind of finding that must come, and one of the first node where none must.
+/// Gives the directories written.
 ///
 /// # Errors
 /// When the verdicts do not come, or a recording replays to something else.
 pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     let mut cluster = Cluster::build(shape, fault.nodes)?;
-    cluster.start_agents(binary)?;
+    cluster.start_agents(Launch { binary: binary.to_owned(), listed: fault.listed })?;
     let poll = Poll::start(&cluster)?;
     wait_until_ready(&mut cluster, &poll)?;
     let wanted = fault.wanted(&cluster)?;
-    (fault.inject)(&mut cluster)?;
     let since = poll.at(Instant::now());
+    (fault.inject)(&mut cluster)?;
     let came = interrupt::wait_until(fault.limits.detect, || {
         let heard = poll.heard()?;
         Ok(wanted.iter().all(|wanted| heard.timeline.first(since, wanted).is_some()))
     })?;
     ensure!(came, "{}: not every expected finding came", fault.name);
     interrupt::sleep(fault.limits.settle)?;
-    let mut nodes: Vec<usize> = fault.expected.iter().map(|expected| expected.node).collect();
-    nodes.dedup();
-    if nodes.is_empty() {
-        nodes.push(0);
-    }
     let mut written = Vec::new();
-    for index in nodes {
+    for index in tellers(&wanted) {
         let node = cluster.node(index)?;
         let recording = Recording::from_json(&poll::fetch(node, "/v1/snapshot")?)?;
+        let own: Vec<&Wanted> = wanted.iter().filter(|wanted| wanted.node == index).collect();
+        let expectation = expectation(fault, index, &own, &recording)
+            .with_context(|| format!("{} as {} recorded it", fault.name, node.name))?;
         let path = into.join(format!("{}-{}-{}", fault.name, shape.name(), node.name));
-        write(&path, &recording)?;
+        write(&path, &recording, expectation)?;
         written.push(path);
     }
     (fault.heal)(&mut cluster)?;
     Ok(written)
 }
 
-/// One case: the two observations, the policy, and what they mean.
-fn write(path: &Path, recording: &Recording) -> Result<()> {
+/// The nodes whose recordings differ in kind: for each code and direction one.
+fn tellers(wanted: &[Wanted]) -> Vec<usize> {
+    let mut kinds: Vec<(_, &[Direction])> = Vec::new();
+    let mut nodes = Vec::new();
+    for wanted in wanted {
+        let kind = (wanted.code, wanted.directions.as_slice());
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+            if !nodes.contains(&wanted.node) {
+                nodes.push(wanted.node);
+            }
+        }
+    }
+    if nodes.is_empty() {
+        nodes.push(0);
+    }
+    nodes
+}
+
+/// One case: the two observations, the policy, and what must be said of them.
+fn write(path: &Path, recording: &Recording, expectation: String) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let json = |snapshot: Option<&Snapshot>| serde_json::to_string_pretty(&snapshot);
+    let json = |snapshot: &Snapshot| serde_json::to_string(snapshot);
     let file = |name: &str, text: String| {
         let path = path.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    file("before.json", json(recording.before.as_ref())? + "\n")?;
-    file("now.json", json(Some(&recording.now))? + "\n")?;
+    let before = recording.before.as_ref().context("a recording without an earlier moment")?;
+    file("before.json", json(before)? + "\n")?;
+    file("now.json", json(&recording.now)? + "\n")?;
     // Agents of the lab have an empty configuration.
     file("policy.toml", String::new())?;
-    file("expect.txt", expectation(recording))
+    file("expect.txt", expectation)
 }
 
-/// `code direction hop subject`, a line for each finding that is no consequence.
-fn expectation(recording: &Recording) -> String {
-    let policy = Policy::default();
-    let diagnosis = diagnose::replay(recording.before.as_ref(), &recording.now, &policy);
-    let mut lines = String::new();
-    for active in diagnosis.findings.iter().filter(|active| active.parent.is_none()) {
-        let finding = &active.finding;
-        let direction = finding.direction.map_or("-", |direction| direction.slug());
-        let hop = finding.hop.map_or("-".to_owned(), |hop| format!("{}>{}", hop.from, hop.to));
-        let subject = match &finding.subject {
-            Subject::Node => "node".to_owned(),
-            Subject::Device { name } => name.clone(),
-            Subject::Pair { peer, .. } => peer.to_string(),
-        };
+/// What the recording means, once it is sure that it means what the fault's
+/// own table wants of this node.
+fn expectation(
+    fault: &Fault,
+    node: usize,
+    wanted: &[&Wanted],
+    recording: &Recording,
+) -> Result<String> {
+    let diagnosis = diagnose::replay(recording.before.as_ref(), &recording.now, &Policy::default());
+    let text = describe(fault, &diagnosis);
+    let causes: Vec<Observed> = diagnosis
+        .findings
+        .iter()
+        .filter(|active| active.parent.is_none())
+        .map(|active| observed(&active.finding))
+        .collect();
+    let all_come = wanted.iter().all(|w| causes.iter().any(|cause| w.is_met_by(node, cause)));
+    ensure!(
+        all_come && causes.len() == wanted.len(),
+        "it replays to something else than what was expected:\n{text}"
+    );
+    for code in fault.unlike {
+        ensure!(
+            diagnosis.findings.iter().all(|active| active.finding.code != *code),
+            "it replays to {}, which it only looks like:\n{text}",
+            code.slug()
+        );
+    }
+    Ok(text)
+}
+
+fn observed(finding: &Finding) -> Observed {
+    let about = match &finding.subject {
+        Subject::Node => About::Node,
+        Subject::Device { name } => About::Device(name.clone()),
+        Subject::Pair { peer, .. } => About::Peer(peer.0),
+    };
+    Observed {
+        code: finding.code,
+        about,
+        direction: finding.direction,
+        hop: finding.hop.map(Into::into),
+    }
+}
+
+fn describe(fault: &Fault, diagnosis: &Diagnosis) -> String {
+    let mut lines = format!("# {}\nstatus {}\n", fault.about, diagnosis.status.slug());
+    for active in &diagnosis.findings {
+        lines.push_str(&line(active));
+    }
+    for code in fault.unlike {
         // Writing into a string cannot fail.
-        let _ = writeln!(lines, "{} {direction} {hop} {subject}", finding.code.slug());
+        let _ = writeln!(lines, "not {}", code.slug());
     }
     lines
+}
+
+/// A finding as a case's `expect.txt` has it.
+fn line(Active { finding, parent, .. }: &Active) -> String {
+    let verb = if parent.is_some() { "follows" } else { "raises" };
+    let mut line = format!("{verb} {} ", finding.code.slug());
+    // Writing into a string cannot fail.
+    let _ = match &finding.subject {
+        Subject::Node => write!(line, "node"),
+        Subject::Device { name } => write!(line, "device {name}"),
+        Subject::Pair { peer, encapsulation: None } => write!(line, "pair {peer}"),
+        Subject::Pair { peer, encapsulation: Some(through) } => {
+            write!(line, "pair {peer} {through}")
+        }
+    };
+    if let Some(direction) = finding.direction {
+        let _ = write!(line, " {}", direction.slug());
+    }
+    if let Some(hop) = finding.hop {
+        let _ = write!(line, " {}>{}", hop.from, hop.to);
+    }
+    line.push('\n');
+    line
 }

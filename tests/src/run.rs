@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::agent::{self, Agent};
+use crate::agent::{self, Agent, Launch};
 use crate::fault::{Fault, Loss};
 use crate::interrupt::{self, wait_until};
 use crate::judge::Wanted;
@@ -86,20 +86,24 @@ pub fn run(fault: &'static Fault, settings: &Settings) -> Row {
 
 fn try_run(fault: &'static Fault, settings: &Settings, kept: &Path, row: &mut Row) -> Result<()> {
     let mut cluster = Cluster::build(settings.shape, fault.nodes)?;
-    cluster.start_agents(&settings.binary)?;
+    cluster.start_agents(Launch { binary: settings.binary.clone(), listed: fault.listed })?;
     let poll = Poll::start(&cluster)?;
-    let outcome = judge(fault, &mut cluster, &poll, row);
+    let outcome = judge(fault, &mut cluster, &poll, kept, row);
     // While the agents still run.
-    if outcome.is_err() || !row.problems.is_empty() {
-        match keep(&cluster, kept) {
-            Ok(()) => row.kept = Some(kept.to_owned()),
-            Err(error) => row.problems.push(format!("nothing could be kept: {error:#}")),
-        }
+    match &outcome {
+        Err(_) if row.kept.is_none() => keep(&cluster, kept, row),
+        _ => keep_if_wrong(&cluster, kept, row),
     }
     outcome
 }
 
-fn judge(fault: &Fault, cluster: &mut Cluster, poll: &Poll, row: &mut Row) -> Result<()> {
+fn judge(
+    fault: &Fault,
+    cluster: &mut Cluster,
+    poll: &Poll,
+    kept: &Path,
+    row: &mut Row,
+) -> Result<()> {
     wait_until_ready(cluster, poll)?;
     let wanted = fault.wanted(cluster)?;
     let flows = |paths: &[crate::traffic::Path]| -> Result<Vec<Flow>> {
@@ -127,6 +131,8 @@ fn judge(fault: &Fault, cluster: &mut Cluster, poll: &Poll, row: &mut Row) -> Re
             row.problems.push(format!("{} lost {lost} of {of}, and should lose none", flow.path));
         }
     }
+    // What is wrong with the fault in place cannot be seen any more after the heal.
+    keep_if_wrong(cluster, kept, row);
 
     (fault.heal)(cluster)?;
     let healed = Instant::now();
@@ -311,14 +317,28 @@ fn standing(cluster: &Cluster, poll: &Poll) -> Result<String> {
     Ok(lines.join("; "))
 }
 
-/// Keeps what explains a failure: each agent's recording and log.
-fn keep(cluster: &Cluster, kept: &Path) -> Result<()> {
+/// Keeps what explains a failure, once there is one and nothing is kept yet.
+fn keep_if_wrong(cluster: &Cluster, kept: &Path, row: &mut Row) {
+    if !row.is_pass() && row.kept.is_none() {
+        keep(cluster, kept, row);
+    }
+}
+
+/// Keeps each agent's recording, report and log.
+fn keep(cluster: &Cluster, kept: &Path, row: &mut Row) {
+    match write_all(cluster, kept) {
+        Ok(()) => row.kept = Some(kept.to_owned()),
+        Err(error) => row.problems.push(format!("nothing could be kept: {error:#}")),
+    }
+}
+
+fn write_all(cluster: &Cluster, kept: &Path) -> Result<()> {
     std::fs::create_dir_all(kept).with_context(|| format!("cannot make {}", kept.display()))?;
     for node in &cluster.nodes {
-        for path in ["snapshot", "report"] {
+        for document in ["snapshot", "report"] {
             // An agent that is gone has no recording; its log says why.
-            if let Ok(document) = poll::fetch(node, &format!("/v1/{path}")) {
-                std::fs::write(kept.join(format!("{}.{path}.json", node.name)), document)?;
+            if let Ok(text) = poll::fetch(node, &format!("/v1/{document}")) {
+                std::fs::write(kept.join(format!("{}.{document}.json", node.name)), text)?;
             }
         }
         let log = agent::log_path(cluster.directory(), node);

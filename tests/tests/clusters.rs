@@ -1,6 +1,8 @@
 //! Clusters and faults in real namespaces, judged by live traffic alone: each
 //! fault breaks what it promises, spares what it promises, and heals.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

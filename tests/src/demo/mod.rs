@@ -12,6 +12,7 @@ use overlaywatch_core::diagnose::Status;
 use overlaywatch_core::finding::Direction;
 use serde::Serialize;
 
+use crate::agent::Launch;
 use crate::fault::Fault;
 use crate::interrupt;
 use crate::judge::{About, Said, Wanted};
@@ -145,7 +146,8 @@ impl Demo {
     pub fn show(&self) -> Result<Shown> {
         let mut cluster = Cluster::build(self.shape, self.size)?;
         let started = Instant::now();
-        cluster.start_agents(&self.binary)?;
+        let listed = self.fault.is_none_or(|fault| fault.listed);
+        cluster.start_agents(Launch { binary: self.binary.clone(), listed })?;
         let poll = Poll::start(&cluster)?;
         if self.live {
             self.greet(&cluster)?;

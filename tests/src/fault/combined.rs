@@ -4,8 +4,7 @@ use overlaywatch_core::catalog::Code;
 
 use super::underlay::{block_tunnel, middle_passes};
 use super::{
-    A, AFTER_SENDING, B, BEFORE_TUNNEL, BOTH, C, D, Fault, HARD, Loss, OUTBOUND, hears_nothing,
-    says,
+    A, AFTER_SENDING, B, BEFORE_TUNNEL, BOTH, C, D, Fault, OUTBOUND, PLAIN, hears_nothing, says,
 };
 use crate::traffic::{nodes, pods};
 
@@ -22,7 +21,6 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
         cluster.program(C)
     },
     breaks: &[pods(A, B), pods(B, A), pods(C, D)],
-    loss: Loss::Total,
     spares: &[nodes(A, B), pods(D, C), pods(A, C), pods(B, D)],
     expected: &[
         says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
@@ -30,5 +28,5 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
         says(C, Code::FdbMissing, D, OUTBOUND, BEFORE_TUNNEL),
         hears_nothing(D, C),
     ],
-    limits: HARD,
+    ..PLAIN
 }];

@@ -38,6 +38,9 @@ pub struct Fault {
     pub about: &'static str,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
+    /// The agents are given a list of peers; without one they learn them from
+    /// the kernel.
+    pub listed: bool,
     /// Makes it.
     pub inject: fn(&mut Cluster) -> Result<()>,
     /// Undoes it.
@@ -50,6 +53,9 @@ pub struct Fault {
     pub spares: &'static [Path],
     /// What each node must say; whatever else any node says is wrong.
     pub expected: &'static [Expected],
+    /// Codes that it looks like and is not; nobody may say them, not even as
+    /// a consequence.
+    pub unlike: &'static [Code],
     /// How long to wait for what.
     pub limits: Limits,
 }
@@ -85,6 +91,22 @@ const GRAY: Limits = Limits {
     detect: Duration::from_secs(120),
     settle: Duration::from_secs(6),
     clear: Duration::from_secs(150),
+};
+
+/// What most faults have in common.
+const PLAIN: Fault = Fault {
+    name: "",
+    about: "",
+    nodes: 3,
+    listed: true,
+    inject: |_| Ok(()),
+    heal: |_| Ok(()),
+    breaks: &[],
+    loss: Loss::Total,
+    spares: &[],
+    expected: &[],
+    unlike: &[],
+    limits: HARD,
 };
 
 /// One finding that one node must show.
@@ -140,8 +162,13 @@ const AFTER_SENDING: &[Segment] =
 const BEFORE_TUNNEL: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
 /// Encapsulated and never sent.
 const BEFORE_NIC: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
+/// It left for another node than the peer.
+const BETWEEN_NICS: &[Segment] = &[between(Hop::LeftNic, Hop::ReachedNic)];
 /// It reached the peer's kernel, which has no tunnel device for it.
 const BEFORE_REMOTE_TUNNEL: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
+
+/// It came out of the peer's tunnel device, which does not take it for its own.
+const AFTER_REMOTE_TUNNEL: &[Segment] = &[between(Hop::Decapsulated, Hop::Delivered)];
 
 /// A finding about a peer.
 const fn says(
@@ -249,6 +276,8 @@ fn ip(cluster: &Cluster, node: usize, line: &str) -> Result<()> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use overlaywatch_core::catalog::CATALOG;
+
     use super::*;
     use crate::topology::SIZES;
 
@@ -283,6 +312,16 @@ mod tests {
                 "{} breaks traffic and nobody need say so",
                 fault.name
             );
+        }
+    }
+
+    #[test]
+    fn every_code_is_raised_by_a_fault_and_denied_by_another() {
+        for entry in &CATALOG {
+            let raised = |fault: &Fault| fault.expected.iter().any(|e| e.code == entry.code);
+            assert!(all().any(raised), "nothing raises {}", entry.slug);
+            let denied = |fault: &Fault| fault.unlike.contains(&entry.code);
+            assert!(all().any(denied), "nothing looks like {} and is not", entry.slug);
         }
     }
 }

@@ -7,8 +7,8 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use overlaywatch_core::catalog::Code;
 
-use super::underlay::middle_passes;
-use super::{A, B, C, Fault, HARD, Limits, Loss, NO_DIRECTION, NO_HOP, addresses, says};
+use super::underlay::{middle_passes, set_port};
+use super::{A, B, C, Fault, HARD, Limits, NO_DIRECTION, NO_HOP, PLAIN, addresses, says};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
 use crate::interrupt;
@@ -19,19 +19,14 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "healthy",
         about: "nothing happens for two minutes",
-        nodes: 3,
-        inject: |_| Ok(()),
-        heal: |_| Ok(()),
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, C), pods(C, A), nodes(A, B)],
-        expected: &[],
+        unlike: &[Code::ForwardingOff, Code::VtepLocalAddressWrong, Code::MtuBlackhole],
         limits: watch(120),
+        ..PLAIN
     },
     Fault {
         name: "node-removed",
         about: "one node leaves for good: agent, list and tables at once",
-        nodes: 3,
         inject: |cluster| {
             cluster.stop_agent(C)?;
             cluster.list_peers(Some(C))?;
@@ -44,71 +39,87 @@ pub(super) const FAULTS: &[Fault] = &[
             cluster.list_peers(None)?;
             cluster.start_agent(C)
         },
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, A)],
-        expected: &[],
+        unlike: &[Code::PeerDeparted, Code::RouteMissing],
         limits: watch(30),
+        ..PLAIN
+    },
+    Fault {
+        name: "node-removed-unlisted",
+        about: "one node is deleted, and the others know of peers by the kernel alone",
+        listed: false,
+        inject: |cluster| {
+            cluster.stop_agent(C)?;
+            set_port(cluster, C, "down")?;
+            cluster.forget(A, C)?;
+            cluster.forget(B, C)
+        },
+        heal: |cluster| {
+            set_port(cluster, C, "up")?;
+            cluster.program(A)?;
+            cluster.program(B)?;
+            cluster.start_agent(C)
+        },
+        spares: &[pods(A, B), pods(B, A)],
+        // A note, which changes no status: nobody said that it left on purpose.
+        expected: &[
+            says(A, Code::PeerDeparted, C, NO_DIRECTION, NO_HOP),
+            says(B, Code::PeerDeparted, C, NO_DIRECTION, NO_HOP),
+        ],
+        limits: Limits { detect: Duration::from_secs(20), ..watch(20) },
+        ..PLAIN
     },
     Fault {
         name: "agent-killed",
         about: "one node's agent is killed, its network is fine",
-        nodes: 3,
         inject: |cluster| cluster.kill_agent(B),
         heal: |cluster| cluster.start_agent(B),
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, A), nodes(A, B)],
         expected: &[
             says(A, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
             says(C, Code::AgentSilent, B, NO_DIRECTION, NO_HOP),
         ],
+        unlike: &[Code::PeerUnreachable, Code::ProbePortFiltered],
         // It is not raised before 15 s: a restart is no news.
         limits: Limits { detect: Duration::from_secs(30), ..HARD },
+        ..PLAIN
     },
     Fault {
         name: "prober-starved",
         about: "one node's agent gets the CPU for a fifth of the time, and once for 3 s not at all",
-        nodes: 3,
         inject: starve,
-        heal: |_| Ok(()),
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, A)],
-        expected: &[],
+        unlike: &[Code::EncapsulationLost, Code::OverlayLoss],
         limits: watch(15),
+        ..PLAIN
     },
     Fault {
         name: "probe-port-filtered",
         about: "a firewall between two nodes drops the probes' own port, nothing else",
-        nodes: 3,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
-            let between = |from, to| Drops { from: Some(from), to: Some(to), ..Drops::default() };
-            let to = Drops { udp_to: Some(PORT), ..Drops::default() };
-            let from = Drops { udp_from: Some(PORT), ..Drops::default() };
-            let drops = [(a, b), (b, a)].map(|(x, y)| {
+            let drops = [(a, b), (b, a)].map(|(from, to)| {
+                let between = Drops { from: Some(from), to: Some(to), ..Drops::default() };
                 [
-                    Drops { udp_to: to.udp_to, ..between(x, y) },
-                    Drops { udp_from: from.udp_from, ..between(x, y) },
+                    Drops { udp_to: Some(PORT), ..between.clone() },
+                    Drops { udp_from: Some(PORT), ..between },
                 ]
             });
             filter::drop(&cluster.switch, Place::Middle, drops.as_flattened())
         },
         heal: middle_passes,
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, A), nodes(A, B)],
         expected: &[
             says(A, Code::ProbePortFiltered, B, NO_DIRECTION, NO_HOP),
             says(B, Code::ProbePortFiltered, A, NO_DIRECTION, NO_HOP),
         ],
+        unlike: &[Code::AgentSilent, Code::PeerUnreachable],
         limits: Limits { detect: Duration::from_secs(20), ..HARD },
+        ..PLAIN
     },
     Fault {
         name: "agents-restarted",
         about: "all agents are restarted, one after the other",
-        nodes: 3,
         inject: |cluster| {
             for node in 0..cluster.nodes.len() {
                 cluster.stop_agent(node)?;
@@ -117,12 +128,9 @@ pub(super) const FAULTS: &[Fault] = &[
             }
             Ok(())
         },
-        heal: |_| Ok(()),
-        breaks: &[],
-        loss: Loss::Total,
         spares: &[pods(A, B), pods(B, A)],
-        expected: &[],
         limits: watch(30),
+        ..PLAIN
     },
 ];
 

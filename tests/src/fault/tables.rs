@@ -5,9 +5,9 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::{
-    A, B, BEFORE_TUNNEL, C, Expected, Fault, HARD, Loss, OUTBOUND, hears_nothing, ip, says,
+    A, B, BEFORE_TUNNEL, BETWEEN_NICS, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says,
 };
-use crate::topology::Cluster;
+use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
 const FROM_A_TO_B: &[Path] = &[pods(A, B)];
@@ -17,49 +17,56 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "fdb-missing",
         about: "one node lost the forwarding entry of a peer's VTEP",
-        nodes: 3,
         inject: lose_forwarding_entry,
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::FdbMissing),
-        limits: HARD,
+        unlike: &[Code::StaleVtepMac, Code::VtepNeighbourMissing, Code::FdbMisdirected],
+        ..PLAIN
+    },
+    Fault {
+        name: "fdb-misdirected",
+        about: "one node's forwarding entry of a peer's VTEP leads to a third node",
+        inject: |cluster| cluster.misdirect(A, B, C),
+        heal: program_a,
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &[says(A, Code::FdbMisdirected, B, OUTBOUND, BETWEEN_NICS), hears_nothing(B, A)],
+        unlike: &[Code::FdbMissing, Code::StaleVtepMac],
+        ..PLAIN
     },
     Fault {
         name: "vtep-neigh-missing",
         about: "one node lost the neighbour entry of a peer's VTEP",
-        nodes: 3,
         inject: |cluster| {
             let (device, overlay) = (cluster.shape.device(), cluster.node(B)?.overlay());
             ip(cluster, A, &format!("neigh del {overlay} dev {device}"))
         },
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::VtepNeighbourMissing),
-        limits: HARD,
+        unlike: &[Code::FdbMissing],
+        ..PLAIN
     },
     Fault {
         name: "route-missing-to-one-peer",
         about: "one node lost the route to a peer's pods",
-        nodes: 3,
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route del {network}"))
         },
         heal: program_a,
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteMissing),
-        limits: HARD,
+        unlike: &[Code::RouteBypassesTunnel, Code::RouteBlackhole],
+        ..PLAIN
     },
     Fault {
         name: "blackhole-shadows-block",
         about: "a leftover blackhole covers half of a peer's pods on one node",
-        nodes: 3,
         inject: |cluster| {
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
             ip(cluster, A, &format!("route add blackhole {half} proto 80"))
@@ -69,10 +76,27 @@ pub(super) const FAULTS: &[Fault] = &[
             ip(cluster, A, &format!("route del blackhole {half} proto 80"))
         },
         breaks: FROM_A_TO_B,
-        loss: Loss::Total,
         spares: OTHERS,
         expected: &cannot_send(Code::RouteBlackhole),
-        limits: HARD,
+        unlike: &[Code::RouteMissing],
+        ..PLAIN
+    },
+    Fault {
+        name: "route-bypasses-tunnel",
+        about: "a leftover route leads half of a peer's pods past the tunnel on one node",
+        inject: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route add {half} via {GATEWAY} dev eth0"))
+        },
+        heal: |cluster| {
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            ip(cluster, A, &format!("route del {half} via {GATEWAY} dev eth0"))
+        },
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &cannot_send(Code::RouteBypassesTunnel),
+        unlike: &[Code::RouteBlackhole, Code::RouteMissing],
+        ..PLAIN
     },
 ];
 

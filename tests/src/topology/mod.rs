@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 pub use shape::{Shape, Vtep};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Launch};
 use crate::identity;
 use crate::netns::Netns;
 
@@ -28,7 +28,7 @@ pub const UNDERLAY_MTU: u16 = 1500;
 /// The underlay's prefix length.
 const UNDERLAY_PREFIX: u8 = 24;
 /// The switch's own address: the nodes' default gateway, which forwards nothing.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// A cluster of namespaces; all of it vanishes when it is dropped.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// The namespace of the underlay bridge.
     pub switch: Netns,
-    /// The agent to run on the nodes; none while they run without.
-    pub(crate) binary: Option<PathBuf>,
+    /// How to run agents; none while the nodes run without.
+    pub(crate) agents: Option<Launch>,
     directory: RunDirectory,
 }
 
@@ -94,7 +94,7 @@ impl Cluster {
                 name,
             });
         }
-        let cluster = Self { shape, nodes, switch, binary: None, directory };
+        let cluster = Self { shape, nodes, switch, agents: None, directory };
         cluster.on_every_node(|node| cluster.wire(node))?;
         let ports: String =
             cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();
@@ -163,16 +163,37 @@ impl Cluster {
         self.node(node)?.netns.bridge(&forwarding)
     }
 
+    /// Lets `node`'s forwarding entry for `peer`'s VTEP lead to a third node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn misdirect(&self, node: usize, peer: usize, third: usize) -> Result<()> {
+        let mac = self.node(peer)?.vtep(self.shape).mac;
+        let (device, third) = (self.shape.device(), self.node(third)?.underlay());
+        self.node(node)?
+            .netns
+            .bridge(&format!("fdb replace {mac} dev {device} dst {third} self permanent\n"))
+    }
+
     /// Makes `node`'s tunnel device anew, as `change` wants it, with all that
     /// goes through it.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remake_tunnel(&self, node: usize, change: impl FnOnce(&mut Vtep)) -> Result<()> {
+        self.node(node)?.netns.ip(&format!("link del {}\n", self.shape.device()))?;
+        self.make_tunnel(node, change)
+    }
+
+    /// Makes `node`'s tunnel device, as `change` wants it, with all that goes
+    /// through it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn make_tunnel(&self, node: usize, change: impl FnOnce(&mut Vtep)) -> Result<()> {
         let node = self.node(node)?;
         let mut vtep = node.vtep(self.shape);
         change(&mut vtep);
-        node.netns.ip(&format!("link del {}\n", self.shape.device()))?;
         node.netns.ip(&self.shape.device_lines(&vtep))?;
         self.program(node.index)
     }
