@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use overlaywatch::cli::{self, AgentArgs, CheckArgs, Command, Exit};
 use overlaywatch::config::Config;
+use overlaywatch::oneshot::OneshotError;
 use overlaywatch::{oneshot, run, telemetry};
 
 fn main() -> ExitCode {
@@ -16,6 +17,8 @@ fn main() -> ExitCode {
     };
     match execute(command) {
         Ok(exit) => exit.into(),
+        // Whoever read the output, `head` for one, has seen enough.
+        Err(error) if is_broken_pipe(&error) => Exit::Fine.into(),
         Err(error) => {
             eprintln!("overlaywatch: {error:#}");
             Exit::ToolFailed.into()
@@ -38,12 +41,16 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
         Command::Snapshot(args) => runtime.block_on(oneshot::snapshot(&args, out))?,
         Command::Replay(args) => oneshot::replay(&args, paint, out)?,
         Command::Explain(args) => oneshot::explain(&args, paint, out)?,
-        Command::Completions(args) => oneshot::completions(&args, out),
+        Command::Completions(args) => oneshot::completions(&args, out)?,
     };
     out.flush()?;
     // Readers of files that block must not hold up the end.
     runtime.shutdown_background();
     Ok(exit)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<OneshotError>().is_some_and(OneshotError::is_broken_pipe)
 }
 
 fn agent(runtime: &tokio::runtime::Runtime, args: &AgentArgs) -> anyhow::Result<Exit> {

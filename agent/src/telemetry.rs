@@ -31,12 +31,15 @@ pub enum TelemetryError {
 /// # Errors
 /// A malformed filter in the environment, or a second call.
 pub fn init(level: LogLevel, format: LogFormat) -> Result<(), TelemetryError> {
-    let filter = match std::env::var(VARIABLE) {
-        Ok(text) => EnvFilter::builder().parse(text)?,
-        Err(std::env::VarError::NotPresent) => {
-            EnvFilter::builder().with_default_directive(filter(level).into()).parse("")?
-        }
+    let wanted = match std::env::var(VARIABLE) {
+        Ok(text) => text,
+        Err(std::env::VarError::NotPresent) => String::new(),
         Err(std::env::VarError::NotUnicode(_)) => return Err(TelemetryError::NotText),
+    };
+    let filter = if wanted.is_empty() {
+        EnvFilter::builder().with_default_directive(filter(level).into()).parse("")?
+    } else {
+        EnvFilter::builder().parse(wanted)?
     };
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let lines = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);

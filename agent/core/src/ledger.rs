@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::catalog::Code;
 use crate::diagnose::Active;
 use crate::finding::{Finding, FindingKey, Subject};
 use crate::rules::Verdicts;
@@ -76,12 +77,9 @@ impl Ledger {
             .entries
             .keys()
             .map(|key| {
-                let parent = key.code.entry().parents().find_map(|code| {
-                    self.entries
-                        .keys()
-                        .find(|other| other.code == code && covers(&other.subject, &key.subject))
-                });
-                (key.clone(), parent.cloned())
+                let parent =
+                    key.code.entry().parents().find_map(|code| self.cause(code, &key.subject));
+                (key.clone(), parent)
             })
             .collect();
         for (key, parent) in parents {
@@ -89,6 +87,25 @@ impl Ledger {
                 entry.parent = parent;
             }
         }
+    }
+
+    /// The entry with this code that covers the subject: one on the whole node or
+    /// a device of it, else one on the same pair. Keys are in this very order.
+    fn cause(&self, code: Code, narrow: &Subject) -> Option<FindingKey> {
+        let from = |subject| FindingKey { code, subject };
+        let mut wide = self.entries.range(from(Subject::Node)..).map(|(key, _)| key);
+        if let Some(key) =
+            wide.next().filter(|key| key.code == code && covers(&key.subject, narrow))
+        {
+            return Some(key.clone());
+        }
+        let first = Subject::Pair { peer: narrow.peer()?, encapsulation: None };
+        self.entries
+            .range(from(first)..)
+            .map(|(key, _)| key)
+            .take_while(|key| key.code == code && key.subject.peer() == narrow.peer())
+            .find(|key| covers(&key.subject, narrow))
+            .cloned()
     }
 
     fn raise(&mut self, at: Mono) {

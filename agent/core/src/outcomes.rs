@@ -26,7 +26,8 @@ pub(crate) const DEAD_RUN: u32 = 8;
 const SETTLED_AFTER_SECONDS: u64 = 3;
 /// A probe unanswered for this long is lost, unless the path is known to be slower.
 const TIMEOUT_NS: u64 = 500 * MILLISECOND;
-/// The longest timeout, for a path that is known to be slow or not known at all.
+/// The longest timeout, for a path that is known to be slow; half of it for one
+/// that is not known at all.
 const LONGEST_TIMEOUT_NS: u64 = 2 * SECOND;
 /// A wake-up later than this means that the prober was starved.
 const STARVED_LAG_NS: u64 = 200 * MILLISECOND;
@@ -153,9 +154,10 @@ impl Outcomes {
         let horizon = self.horizon;
         let discounted_until = self.discounted_until;
         for pair in self.pairs.values_mut() {
+            let timeout = pair.timeout_ns();
             let status = pair.status.as_ref();
             for (&stream, state) in &mut pair.streams {
-                pair.dirty |= state.settle(stream, horizon, discounted_until, status);
+                pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, status);
             }
         }
     }
@@ -230,6 +232,16 @@ impl Outcomes {
 }
 
 impl PairState {
+    /// After which a probe counts as lost: what the slowest of its streams
+    /// needed, with room; streams without an answer are taken to be like the others.
+    fn timeout_ns(&self) -> u64 {
+        let answered = self.streams.values().filter(|stream| stream.last_answer.is_some());
+        match answered.map(|stream| stream.last_rtt_ns).max() {
+            None => LONGEST_TIMEOUT_NS / 2,
+            Some(rtt) => (rtt * 4).clamp(TIMEOUT_NS, LONGEST_TIMEOUT_NS),
+        }
+    }
+
     /// Whether the peer says of itself what it did not say before.
     fn heard(&mut self, at: Mono, status: PeerStatus) -> bool {
         let is_news = self
@@ -376,21 +388,14 @@ impl StreamState {
         }
     }
 
-    fn timeout_ns(&self) -> u64 {
-        match self.last_answer {
-            None => LONGEST_TIMEOUT_NS / 2,
-            Some(_) => (self.last_rtt_ns * 4).clamp(TIMEOUT_NS, LONGEST_TIMEOUT_NS),
-        }
-    }
-
     fn settle(
         &mut self,
         stream: Stream,
+        timeout: u64,
         horizon: Mono,
         discounted_until: Option<Mono>,
         status: Option<&(Mono, PeerStatus)>,
     ) -> bool {
-        let timeout = self.timeout_ns();
         let mut changed = false;
         // Probes are in order of sending: pending ones stand near the end.
         let start = self.probes.partition_point(|p| p.at < horizon.minus(PROBE_MEMORY_NS / 2));

@@ -77,7 +77,9 @@ impl Planner {
             let silent = pair.streams.get(&Stream::Underlay).is_some_and(|u| u.run.lost() > 0);
             if silent {
                 // Tells a silent agent from a silent network, at any time.
-                requests.push(request(peer, Stream::Echo, peer.id.0, None, ECHO_BYTES, 0));
+                for after in [0, TICK_MS / 2] {
+                    requests.push(request(peer, Stream::Echo, peer.id.0, None, ECHO_BYTES, after));
+                }
             }
         }
         let mut suspects: Vec<&Peer> = snapshot

@@ -1,18 +1,21 @@
 //! Recordings: a snapshot as a file. A bug report is a recording, and a
 //! recording is a test.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::fact::Fact;
-use crate::model::{IfIndex, Route, RouteTable, table};
+use crate::model::{IfIndex, Peer, Route, RouteKey, RouteTable, table};
 use crate::snapshot::Snapshot;
 
 /// The version of this file format.
 pub const VERSION: u32 = 1;
 /// Routes that a recording holds at most.
 const MAX_ROUTES: usize = 4_096;
+/// Of those, routes within one network of a peer.
+const MAX_WITHIN: usize = 16;
 
 /// A recorded moment, with an earlier one to compare it with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,27 +80,39 @@ fn trimmed(snapshot: &Snapshot) -> Snapshot {
     }
     let tunnels: Vec<IfIndex> =
         snapshot.tunnels.seen().map(|t| t.iter().map(|t| t.index).collect()).unwrap_or_default();
-    let matters = |route: &Route| {
+    let leads_far = |route: &Route| {
         route.key.destination.prefix_len() == 0
             || route.next_hop.device.is_some_and(|device| tunnels.contains(&device))
-            || (route.key.table != table::LOCAL
-                && snapshot.peers.iter().any(|peer| {
-                    route.key.destination.contains(&peer.id.0)
-                        || peer.pod_networks.iter().any(|pods| {
-                            pods.contains(&route.key.destination)
-                                || route.key.destination.contains(pods)
-                        })
-                }))
     };
-    let kept = routes
+    let kept: BTreeMap<RouteKey, Route> = routes
         .0
-        .iter()
-        .filter(|(_, route)| matters(route))
+        .values()
+        .filter(|route| leads_far(route))
+        .chain(snapshot.peers.iter().flat_map(|peer| about(routes, peer)))
         .take(MAX_ROUTES)
-        .map(|(key, route)| (*key, route.clone()))
+        .map(|route| (route.key, route.clone()))
         .collect();
     snapshot.routes = Fact::Seen { value: Arc::new(RouteTable(kept)), at: *at };
     snapshot
+}
+
+/// Routes that decide how a peer is reached: those to its addresses, and those
+/// within its networks.
+fn about<'a>(routes: &'a RouteTable, peer: &'a Peer) -> impl Iterator<Item = &'a Route> {
+    let overlays = peer.tunnels.iter().filter_map(|tunnel| tunnel.overlay);
+    let to = std::iter::once(peer.id.0).chain(overlays);
+    let within = peer.pod_networks.iter().flat_map(|pods| {
+        let first = RouteKey { table: table::MAIN, destination: *pods, metric: 0, tos: 0 };
+        routes
+            .0
+            .range(first..)
+            .map(|(_, route)| route)
+            .take_while(|route| {
+                route.key.table == table::MAIN && pods.contains(&route.key.destination)
+            })
+            .take(MAX_WITHIN)
+    });
+    to.filter_map(|address| routes.lookup(table::MAIN, address)).chain(within)
 }
 
 /// JSON has only text for keys; maps with structured keys are written as

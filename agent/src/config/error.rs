@@ -81,12 +81,13 @@ pub(super) fn explain(path: &Path, text: &str, error: &toml::de::Error) -> Confi
         format!("unknown key `{unknown}`; {remedy}")
     } else {
         let what = error.message().lines().collect::<Vec<_>>().join("; ");
-        match key_at(text, offset) {
-            Some(key) => match hint(key.rsplit('.').next().unwrap_or(&key)) {
-                Some(hint) => format!("`{key}`: {what}; give {hint}"),
-                None => format!("`{key}`: {what}"),
-            },
-            None => what,
+        let key = key_at(text, offset);
+        let hint = key.as_deref().and_then(|key| hint(key.rsplit('.').next().unwrap_or(key)));
+        let key = key.map_or_else(String::new, |key| format!("`{key}`: "));
+        match hint {
+            _ if what == "duplicate key" => format!("{key}{what}; keep one of the two"),
+            Some(hint) => format!("{key}{what}; give {hint}"),
+            None => format!("{key}{what}"),
         }
     };
     mistake(path, text, offset, detail)
@@ -127,8 +128,6 @@ fn hint(key: &str) -> Option<&'static str> {
         "node" | "name" => "a name, e.g. \"node-a\"",
         "peers_file" => "the path of a file, e.g. \"/etc/overlaywatch/peers.json\"",
         "peers" => "a list: [[peers]] sections with `address` and, if you like, `name`",
-        "level" => "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
-        "format" => "\"text\" or \"json\"",
         _ => return None,
     })
 }

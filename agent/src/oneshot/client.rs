@@ -9,7 +9,6 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::config::DEFAULT_PORT;
@@ -121,14 +120,10 @@ impl Agent {
         ClientError::Foreign { url: self.url(path), why: why.to_string() }
     }
 
-    /// The answer as a typed value. Control characters in texts are taken out:
-    /// they end up on a terminal, and the agent may not be who it should be.
+    /// The answer as a typed value.
     pub(super) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let text = self.text(path).await?;
-        let foreign = |error| self.foreign(path, &error);
-        let mut value: Value = serde_json::from_str(&text).map_err(foreign)?;
-        tame(&mut value);
-        serde_json::from_value(value).map_err(foreign)
+        serde_json::from_str(&text).map_err(|error| self.foreign(path, &error))
     }
 
     /// The answer as text.
@@ -180,15 +175,6 @@ impl Agent {
     }
 }
 
-fn tame(value: &mut Value) {
-    match value {
-        Value::String(text) => text.retain(|c| !c.is_control()),
-        Value::Array(items) => items.iter_mut().for_each(tame),
-        Value::Object(map) => map.values_mut().for_each(tame),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,12 +191,5 @@ mod tests {
         assert_eq!(authority("https://node-b"), None);
         assert_eq!(authority("http://node-b/health"), None);
         assert_eq!(authority(""), None);
-    }
-
-    #[test]
-    fn answers_cannot_steer_a_terminal() {
-        let mut value = serde_json::json!({ "a": ["\u{1b}[2Jx", { "b": "y\u{7}" }] });
-        tame(&mut value);
-        assert_eq!(value, serde_json::json!({ "a": ["[2Jx", { "b": "y" }] }));
     }
 }

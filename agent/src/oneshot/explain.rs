@@ -55,7 +55,7 @@ fn one(entry: &Entry, paint: Paint, out: &mut impl Write) -> Result<(), OneshotE
         wrap(text, WIDTH - 2).iter().try_for_each(|line| writeln!(out, "  {line}"))
     };
     part("What it means", entry.meaning)?;
-    part("What to do", entry.remedy)?;
+    part("What to do", &spelt_out(entry.remedy))?;
     let raised = f64::from(entry.raise_after_ms) / 1e3;
     let when = format!(
         "Raised when two observations agree and it has lasted {raised} s; cleared when it has \
@@ -74,6 +74,15 @@ fn one(entry: &Entry, paint: Paint, out: &mut impl Write) -> Result<(), OneshotE
     Ok(())
 }
 
+/// A remedy of no subject in particular, in the manner of a manual page.
+fn spelt_out(remedy: &str) -> String {
+    remedy
+        .replace("{peer}", "PEER")
+        .replace("{device}", "DEVICE")
+        .replace("{address}", "ADDRESS")
+        .replace("{encapsulation}", "ENCAPSULATION")
+}
+
 fn explained_by(code: Code) -> Vec<Code> {
     CATALOG.iter().filter(|e| e.parents().any(|parent| parent == code)).map(|e| e.code).collect()
 }
@@ -88,7 +97,7 @@ fn as_json(entry: &Entry) -> Value {
         "severity": entry.severity,
         "title": entry.title,
         "meaning": entry.meaning,
-        "remedy": entry.remedy,
+        "remedy": spelt_out(entry.remedy),
         "raise_after_ms": entry.raise_after_ms,
         "clear_after_seconds": entry.clear_after_seconds,
         "explained_by": entry.parents().collect::<Vec<_>>(),

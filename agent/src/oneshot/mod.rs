@@ -78,6 +78,20 @@ pub enum OneshotError {
     Json(#[from] serde_json::Error),
 }
 
+impl OneshotError {
+    /// Whether only the reader of the output went away, as `head` does: then
+    /// there is nothing to complain about, and nobody to complain to.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        let kind = match self {
+            Self::Print(error) => Some(error.kind()),
+            Self::Json(error) => error.io_error_kind(),
+            _ => None,
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
+    }
+}
+
 /// How to paint on the standard output: in colour on a terminal, unless
 /// NO_COLOR (<https://no-color.org>) or TERM=dumb says otherwise.
 #[must_use]
@@ -214,9 +228,16 @@ pub fn explain(
 }
 
 /// `overlaywatch completions`: a script for a shell.
-pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Exit {
-    clap_complete::generate(args.shell, &mut crate::cli::description(), "overlaywatch", out);
-    Exit::Fine
+///
+/// # Errors
+/// When it cannot be printed.
+pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Result<Exit, OneshotError> {
+    // Into memory first: the generator panics on a pipe whose reader is gone.
+    let mut script = Vec::new();
+    let mut description = crate::cli::description();
+    clap_complete::generate(args.shell, &mut description, "overlaywatch", &mut script);
+    out.write_all(&script)?;
+    Ok(Exit::Fine)
 }
 
 fn print_json(value: &serde_json::Value, out: &mut impl Write) -> Result<(), OneshotError> {

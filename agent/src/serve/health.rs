@@ -1,6 +1,7 @@
 //! The contract of `/health`, and how a diagnosis becomes it.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::words;
+
+/// Findings that one answer lists: a node that lost a thousand peers has one
+/// thing to say, not a megabyte.
+const LISTED: usize = 200;
 
 /// What `/health` answers. Read back by `overlaywatch status`, maybe of
 /// another version, so codes and evidence are open here.
@@ -32,6 +37,10 @@ pub struct Health {
     pub at: Option<String>,
     /// Causes, each with its consequences: most severe first, then oldest first.
     pub findings: Vec<FindingView>,
+    /// Findings in force that are not listed, because there are so many.
+    /// `/v1/report` has all of them.
+    #[serde(default)]
+    pub omitted: usize,
     /// Peers by verdict.
     pub peers: PeerCounts,
     /// What could not be seen, why, and what to do.
@@ -136,6 +145,7 @@ impl Health {
             since: None,
             at: None,
             findings: Vec::new(),
+            omitted: 0,
             peers: PeerCounts::default(),
             gaps: Vec::new(),
         }
@@ -145,13 +155,21 @@ impl Health {
     #[must_use]
     pub fn new(snapshot: &Snapshot, diagnosis: &Diagnosis) -> Self {
         let family = Family::of(&diagnosis.findings);
+        let listed = family.causes.len().min(LISTED);
+        // Causes first; consequences as far as there is room.
+        let room = Cell::new(LISTED - listed);
+        let findings =
+            family.causes.iter().take(listed).map(|cause| family.view(snapshot, cause, &room));
+        let findings: Vec<FindingView> = findings.collect();
+        let shown = LISTED - room.get();
         Self {
             status: diagnosis.status,
             node: snapshot.node.name.as_ref().map(ToString::to_string),
             summary: words::summary(snapshot, diagnosis, &family.causes),
             since: Some(timestamp(diagnosis.since)),
             at: Some(timestamp(snapshot.now.wall)),
-            findings: family.causes.iter().map(|cause| family.view(snapshot, cause)).collect(),
+            findings,
+            omitted: diagnosis.findings.len() - shown,
             peers: PeerCounts::of(diagnosis),
             gaps: diagnosis.gaps.clone(),
         }
@@ -166,7 +184,7 @@ pub(super) struct Family<'a> {
 
 impl<'a> Family<'a> {
     pub(super) fn of(findings: &'a [Active]) -> Self {
-        let keys: std::collections::BTreeSet<FindingKey> =
+        let keys: BTreeSet<FindingKey> =
             findings.iter().map(|active| active.finding.key()).collect();
         let mut family = Self { causes: Vec::new(), children: BTreeMap::new() };
         for active in findings {
@@ -179,7 +197,7 @@ impl<'a> Family<'a> {
         family
     }
 
-    fn view(&self, snapshot: &Snapshot, active: &Active) -> FindingView {
+    fn view(&self, snapshot: &Snapshot, active: &Active, room: &Cell<usize>) -> FindingView {
         let finding = &active.finding;
         let entry = finding.code.entry();
         let children = self.children.get(&finding.key()).map_or(&[][..], Vec::as_slice);
@@ -195,7 +213,13 @@ impl<'a> Family<'a> {
             remedy: words::remedy(snapshot, finding),
             since: timestamp(active.since),
             // The catalog's parents form no circle, so this ends.
-            consequences: children.iter().map(|child| self.view(snapshot, child)).collect(),
+            consequences: children
+                .iter()
+                .map_while(|child| {
+                    room.set(room.get().checked_sub(1)?);
+                    Some(self.view(snapshot, child, room))
+                })
+                .collect(),
         }
     }
 }

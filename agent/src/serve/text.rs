@@ -81,7 +81,7 @@ pub fn health(health: &Health, paint: Paint) -> String {
 
 fn write_health(out: &mut String, health: &Health, paint: Paint) -> std::fmt::Result {
     let word = paint.paint(tone(health.status), &health.status.slug().to_uppercase());
-    writeln!(out, "{word}  {}", health.summary)?;
+    writeln!(out, "{word}  {}", tame(&health.summary))?;
     if let Some(since) = &health.since {
         writeln!(out, "since {}", moment(since, health.at.as_deref()))?;
     }
@@ -95,15 +95,16 @@ fn write_health(out: &mut String, health: &Health, paint: Paint) -> std::fmt::Re
         writeln!(out)?;
         write_finding(out, position + 1, finding, health, paint)?;
     }
-    if let Some(more) = health.findings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        writeln!(out, "\n{more} more findings: see the JSON")?;
+    let more = health.findings.len().saturating_sub(SHOWN) + health.omitted;
+    if more > 0 {
+        writeln!(out, "\n{more} more findings: /health has some as JSON, /v1/report all")?;
     }
     if !health.gaps.is_empty() {
         writeln!(out, "\nnot seen:")?;
     }
     for gap in &health.gaps {
         let detail = if gap.detail.is_empty() { "no detail" } else { &gap.detail };
-        writeln!(out, "  {} ({}): {detail}", gap.source.slug(), gap.gap.slug())?;
+        writeln!(out, "  {} ({}): {}", gap.source.slug(), gap.gap.slug(), tame(detail))?;
     }
     Ok(())
 }
@@ -120,12 +121,12 @@ fn write_finding(
         Severity::Warning => Tone::Bad,
         Severity::Info => Tone::Faint,
     };
-    let code = paint.paint(tone, &finding.code);
-    let strong = paint.paint(Tone::Strong, &finding.title);
+    let code = paint.paint(tone, &tame(&finding.code));
+    let strong = paint.paint(Tone::Strong, &tame(&finding.title));
     writeln!(out, "{number}. {} {code}: {strong}", finding.severity.slug())?;
     line(out, "where", &place(finding, health))?;
     if let Some(hop) = finding.hop {
-        line(out, "hop", &format!("seen at {}, missing at {}", hop.from, hop.to))?;
+        line(out, "hop", &format!("lost between {} and {}", hop.from, hop.to))?;
     }
     for (position, evidence) in finding.evidence.iter().enumerate() {
         line(out, if position == 0 { "evidence" } else { "" }, &evidence.text)?;
@@ -146,7 +147,14 @@ fn write_finding(
 }
 
 fn line(out: &mut String, name: &str, text: &str) -> std::fmt::Result {
-    writeln!(out, "   {name:<9} {text}")
+    writeln!(out, "   {name:<9} {}", tame(text))
+}
+
+/// Without control characters, which could steer the reader's terminal: the
+/// text may come from another host, and the kernel allows them even in the
+/// names of devices (dev_valid_name, net/core/dev.c).
+fn tame(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// "node-a -> node-b (10.0.0.2), VXLAN (udp 8472)", with the arrow pointing
@@ -249,6 +257,12 @@ mod tests {
             [-1, 0, 59, 60, 200, 7_200, 18_120, 349_200].map(duration).into_iter().collect();
         let expected = ["0 s", "0 s", "59 s", "1 min", "3 min 20 s", "2 h", "5 h 2 min", "4 d 1 h"];
         assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn text_cannot_steer_a_terminal() {
+        let hostile = Health { summary: "\u{1b}[2Jx\u{7}".to_owned(), ..Health::starting() };
+        assert!(health(&hostile, Paint::Plain).starts_with("UNKNOWN  [2Jx\n"));
     }
 
     #[test]

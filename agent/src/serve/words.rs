@@ -148,7 +148,11 @@ fn nothing_found(snapshot: &Snapshot, diagnosis: &Diagnosis) -> String {
     through.sort_unstable();
     through.dedup();
     through.push("the underlay".to_owned());
-    let who = if all == 1 { "the only peer".to_owned() } else { format!("all {all} peers") };
+    let who = match all {
+        1 => "the only peer".to_owned(),
+        2 => "both peers".to_owned(),
+        _ => format!("all {all} peers"),
+    };
     format!("{who} can be reached through {}", list(&through))
 }
 

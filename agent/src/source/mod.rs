@@ -39,8 +39,8 @@ pub struct Options {
     pub poll: Duration,
     /// How often everything else is dumped again although events are followed.
     pub refresh: Duration,
-    /// Receive buffer of each event socket, bytes. The default of the kernel
-    /// holds some 256 route events.
+    /// Receive buffer of each event socket, bytes. The kernel's default holds
+    /// a few hundred route events.
     pub event_buffer_bytes: usize,
 }
 

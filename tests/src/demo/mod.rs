@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use overlaywatch_core::diagnose::Status;
+use overlaywatch_core::finding::Direction;
 use serde::Serialize;
 
 use crate::fault::Fault;
@@ -333,7 +334,7 @@ impl Broken {
         Ok(ShownFinding {
             node: cluster.node(wanted.node)?.name.clone(),
             code: wanted.code.slug(),
-            direction: direction.map(|direction| direction.slug()),
+            direction: direction.map(Direction::slug),
             peer: match &wanted.about {
                 About::Peer(address) => Some(poll::name_of(cluster, *address)),
                 About::Node | About::Device(_) => None,

@@ -70,8 +70,8 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "vtep-local-ip-wrong",
         about: "one node's tunnel device sends from an address that the node lost",
         nodes: 3,
-        inject: |cluster| cluster.remake_tunnel(A, |vtep| vtep.local = FORMER),
-        heal: |cluster| cluster.remake_tunnel(A, |_| {}),
+        inject: |cluster| send_from(cluster, FORMER),
+        heal: |cluster| send_from(cluster, cluster.node(A)?.underlay()),
         breaks: &[pods(A, B), pods(A, C)],
         loss: Loss::Total,
         spares: &[pods(B, A), pods(B, C), nodes(A, B)],
@@ -92,6 +92,12 @@ const fn mismatch(code: Code) -> [Expected; 4] {
         says(B, code, A, BOTH, BEFORE_REMOTE_TUNNEL),
         says(B, code, C, BOTH, BEFORE_REMOTE_TUNNEL),
     ]
+}
+
+/// Changes the outer source address of A's tunnel device in place.
+fn send_from(cluster: &Cluster, local: Ipv4Addr) -> Result<()> {
+    let device = cluster.shape.device();
+    ip(cluster, A, &format!("link set {device} type vxlan local {local}"))
 }
 
 fn remake_b(cluster: &mut Cluster) -> Result<()> {

@@ -14,7 +14,8 @@ use crate::time::{MILLISECOND, SECOND};
 /// A run of losses is a dead path only when it lasted this long: two seconds
 /// of the probing plan were touched, so that no microburst can look like it.
 const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
-/// Losses of the sparser streams (full-sized, echo) that make a dead path.
+/// Losses of the sparser streams (full-sized, echo) that make a dead path; for
+/// echo, beside an underlay stream that is dead already.
 const SPARSE_DEAD_RUN: u32 = 3;
 /// Answered underlay probes without which nothing is said of an overlay.
 const UNDERLAY_PROOF: u32 = 8;
@@ -114,7 +115,7 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
         (Code::AgentSilent, Confidence::Low)
     } else if peer.has_departed() {
         (Code::PeerDeparted, Confidence::High)
-    } else if let Some(view) = echo.filter(|view| is_dead(&view.run, SPARSE_DEAD_RUN)) {
+    } else if let Some(view) = echo.filter(|view| view.run.lost() >= SPARSE_DEAD_RUN) {
         evidence.push(lost(Stream::Echo, view, MINUTE));
         if let Some((error, count)) = underlay.refused {
             evidence.push(Evidence::Refused { stream: Stream::Underlay, error, count });

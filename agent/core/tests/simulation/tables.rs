@@ -75,7 +75,8 @@ fn forwarding_entries() {
     let wrong = fdb_entry(VICTIM, 2);
     let remove = Update::Fdb(Change::Remove(right.key));
     let add = Update::Fdb(Change::Upsert(right.clone()));
-    check(Code::FdbMissing, &[remove.clone()], &[add.clone()], overlay_to_victim);
+    let (one, back) = (std::slice::from_ref(&remove), std::slice::from_ref(&add));
+    check(Code::FdbMissing, one, back, overlay_to_victim);
     let misdirect = Update::Fdb(Change::Upsert(wrong.clone()));
     let undo = Update::Fdb(Change::Remove(wrong.key));
     check(Code::FdbMisdirected, &[remove, misdirect], &[undo, add], overlay_to_victim);

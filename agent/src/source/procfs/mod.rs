@@ -204,3 +204,119 @@ fn load(path: &Path, text: &mut String) -> io::Result<()> {
     text.clear();
     fs::File::open(path)?.read_to_string(text).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{create_dir_all, remove_file, write};
+
+    use overlaywatch_core::fact::Gap;
+    use tokio::sync::mpsc::channel;
+
+    use super::*;
+
+    /// A /proc with what every kernel has, and one device.
+    fn machine() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("sys/kernel/osrelease", "6.1.0-test\n"),
+            ("sys/kernel/random/boot_id", "b00t\n"),
+            ("sys/net/ipv4/ip_forward", "1\n"),
+            ("sys/net/ipv4/conf/all/rp_filter", "2\n"),
+            ("sys/net/ipv4/conf/default/rp_filter", "0\n"),
+            ("sys/net/ipv4/conf/eth0/rp_filter", "1\n"),
+            ("sys/net/ipv4/conf/eth0/forwarding", "0\n"),
+            ("net/snmp", "Ip: OutNoRoutes\nIp: 5\n"),
+            ("net/netstat", "IpExt: InNoRoutes\nIpExt: 6\n"),
+            ("net/softnet_stat", "00000000 00000001 00000002\n"),
+            ("modules", "vxlan 1 0 - Live 0x0\n"),
+        ] {
+            let path = root.path().join(path);
+            create_dir_all(path.parent().unwrap()).unwrap();
+            write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn every_field_comes_from_its_file() {
+        let root = machine();
+        let host = Reader::new(Roots::at(root.path())).read().unwrap();
+        let device = DeviceSettings { forwarding: Some(false), rp_filter: Some(1) };
+        let expected = Host {
+            kernel_release: "6.1.0-test".to_owned(),
+            boot_id: "b00t".to_owned(),
+            ipv4_forwarding: Some(true),
+            // This machine has no IPv6.
+            ipv6_forwarding: None,
+            rp_filter_all: Some(2),
+            devices: [("eth0".to_owned(), device)].into(),
+            softnet_dropped: 1,
+            softnet_squeezed: 2,
+            modules: Some(vec!["vxlan".to_owned()]),
+            counters: overlaywatch_core::model::IpCounters {
+                out_no_routes: 5,
+                in_no_routes: 6,
+                ..Default::default()
+            },
+        };
+        assert_eq!(host, expected);
+    }
+
+    #[test]
+    fn a_kernel_without_modules_is_told_from_one_with_none_loaded() {
+        let root = machine();
+        remove_file(root.path().join("modules")).unwrap();
+        let host = Reader::new(Roots::at(root.path())).read().unwrap();
+        assert_eq!(host.modules, None);
+    }
+
+    #[test]
+    fn switches_are_read_each_time_and_device_settings_within_ten() {
+        let root = machine();
+        let mut reader = Reader::new(Roots::at(root.path()));
+        reader.read().unwrap();
+        write(root.path().join("sys/net/ipv4/ip_forward"), "0\n").unwrap();
+        write(root.path().join("sys/net/ipv4/conf/eth0/rp_filter"), "2\n").unwrap();
+        let next = reader.read().unwrap();
+        assert_eq!(next.ipv4_forwarding, Some(false));
+        assert_eq!(next.devices["eth0"].rp_filter, Some(1));
+        let last = (2..=SETTINGS_EVERY).map(|_| reader.read().unwrap()).last().unwrap();
+        assert_eq!(last.devices["eth0"].rp_filter, Some(2));
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named_with_its_file() {
+        let root = machine();
+        write(root.path().join("sys/net/ipv4/ip_forward"), "yes\n").unwrap();
+        let error = Reader::new(Roots::at(root.path())).read().unwrap_err();
+        assert!(error.to_string().contains("ip_forward: `yes` is not"), "{error}");
+        assert_eq!(error.gap(), Gap::Failed);
+    }
+
+    #[test]
+    fn a_reading_that_fails_is_a_gap_and_the_next_may_succeed() {
+        let root = machine();
+        let snmp = root.path().join("net/snmp");
+        let kept = fs::read(&snmp).unwrap();
+        remove_file(&snmp).unwrap();
+        let (sender, mut updates) = channel(1);
+        let roots = Roots::at(root.path());
+        let options = Options { poll: Duration::from_millis(1), ..Options::default() };
+        let thread = thread::spawn(move || run(&options, &roots, &sender));
+        let Some(Update::Source(report)) = updates.blocking_recv() else { panic!("no report") };
+        assert_eq!(report.gap, Some(Gap::Unsupported));
+        assert!(report.detail.contains("net/snmp: No such file"), "{}", report.detail);
+        // Under another name first: half a file is not what is tested here.
+        let whole = root.path().join("net/whole");
+        write(&whole, kept).unwrap();
+        fs::rename(whole, &snmp).unwrap();
+        let host = loop {
+            if let Some(Update::Host(host)) = updates.blocking_recv() {
+                break host;
+            }
+        };
+        assert_eq!(host.counters.out_no_routes, 5);
+        drop(updates);
+        assert_eq!(thread.join().unwrap(), Err(Closed));
+    }
+}

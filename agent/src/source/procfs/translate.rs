@@ -101,3 +101,69 @@ pub fn modules(text: &str) -> Vec<String> {
     modules.sort_unstable();
     modules
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SNMP: &str = "\
+Ip: Forwarding DefaultTTL InAddrErrors InUnknownProtos OutNoRoutes ReasmFails FragFails FragCreates
+Ip: 1 64 3 4 5 6 7 8
+Icmp: InMsgs InDestUnreachs
+Icmp: 9 10
+Tcp: RtoAlgorithm MaxConn
+Tcp: 1 -1
+Udp: InDatagrams NoPorts InErrors RcvbufErrors InCsumErrors
+Udp: 20 11 12 13 14
+";
+    const NETSTAT: &str = "\
+TcpExt: SyncookiesSent IPReversePathFilter
+TcpExt: 0 15
+IpExt: InNoRoutes InTruncatedPkts
+IpExt: 16 0
+";
+
+    #[test]
+    fn counters_are_found_by_name() {
+        let expected = IpCounters {
+            in_addr_errors: 3,
+            in_unknown_protos: 4,
+            out_no_routes: 5,
+            reasm_fails: 6,
+            frag_fails: 7,
+            frag_creates: 8,
+            icmp_in_dest_unreachs: 10,
+            udp_no_ports: 11,
+            udp_in_errors: 12,
+            udp_rcvbuf_errors: 13,
+            udp_in_csum_errors: 14,
+            ..IpCounters::default()
+        };
+        assert_eq!(counters(SNMP), expected);
+        let expected =
+            IpCounters { ip_reverse_path_filter: 15, in_no_routes: 16, ..IpCounters::default() };
+        assert_eq!(counters(NETSTAT), expected);
+    }
+
+    #[test]
+    fn softnet_sums_hexadecimal_columns_over_cpus() {
+        let text = "0000a1b2 0000000a 00000002 00000000\n00000001 00000006 0000001f 00000000\n";
+        assert_eq!(softnet(text), (16, 33));
+        assert_eq!(softnet(""), (0, 0));
+    }
+
+    #[test]
+    fn only_modules_that_overlays_need_are_kept() {
+        let text = "xfs 100 1 - Live 0x0\nvxlan 90 0 - Live 0x0\nipip 16 0 - Live 0x0\n";
+        assert_eq!(modules(text), ["ipip", "vxlan"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in "\\PC{0,40}(\n[A-Za-z]{0,5}:( [A-Za-z0-9-]{0,5}){0,5}){0,8}") {
+            let _ = (counters(&text), softnet(&text), modules(&text));
+        }
+    }
+}

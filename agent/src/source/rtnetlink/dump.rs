@@ -1,10 +1,9 @@
 //! Asking the kernel for all there is.
 
+use std::fmt::Display;
 use std::io;
 
-use netlink_packet_core::{
-    DoneBuffer, ErrorBuffer, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
@@ -37,7 +36,7 @@ pub(super) struct Request {
 ///
 /// The dump has a socket of its own, so that nothing of an abandoned one can
 /// be mistaken for part of it, and events cannot come in between.
-pub(super) fn dump<T, E: std::fmt::Display>(
+pub(super) fn dump<T, E: Display>(
     request: Request,
     buffer: &mut [u8],
     translate: impl Fn(&[u8]) -> Result<Option<T>, E>,
@@ -51,51 +50,68 @@ pub(super) fn dump<T, E: std::fmt::Display>(
 }
 
 /// One attempt; none when the table changed so that the dump may have gaps.
-fn attempt<T, E: std::fmt::Display>(
+fn attempt<T, E: Display>(
     request: Request,
     buffer: &mut [u8],
     translate: &impl Fn(&[u8]) -> Result<Option<T>, E>,
 ) -> Result<Option<Vec<T>>, SourceError> {
     let failed = |source| SourceError::io(request.what, source);
-    let malformed = |reason: String| SourceError::Malformed { what: request.what.into(), reason };
     let socket = open(request).map_err(failed)?;
-    let mut all = Vec::new();
-    let mut interrupted = false;
+    let mut collected = Collected { all: Vec::new(), interrupted: false };
     loop {
         let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
-        for message in messages(datagram) {
-            let message = message.map_err(|error| malformed(error.to_string()))?;
-            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-            match message.kind {
-                NLMSG_DONE => {
-                    // Since Linux 4.15 an error in the middle of a dump rides here.
-                    let code = DoneBuffer::new_checked(message.payload)
-                        .map_or(0, |done| i64::from(done.code()));
-                    refused(code).map_err(failed)?;
-                    return Ok((!interrupted).then_some(all));
-                }
-                NLMSG_ERROR => {
-                    let error = ErrorBuffer::new_checked(message.payload)
-                        .map_err(|error| malformed(error.to_string()))?;
-                    refused(error.code().map_or(0, |code| code.get().into())).map_err(failed)?;
-                }
-                kind if kind == request.kind - 2 => match translate(message.payload) {
-                    Ok(Some(item)) => all.push(item),
-                    Ok(None) => {}
-                    Err(error) => return Err(malformed(error.to_string())),
-                },
-                _ => {}
-            }
+        if collected.digest(request, datagram, translate)? {
+            return Ok((!collected.interrupted).then_some(collected.all));
         }
     }
 }
 
-/// A negative error number as the error that it is.
-fn refused(code: i64) -> io::Result<()> {
-    match i32::try_from(code.unsigned_abs()) {
-        Ok(errno) if code < 0 => Err(io::Error::from_raw_os_error(errno)),
-        _ => Ok(()),
+/// What a dump has given so far.
+struct Collected<T> {
+    all: Vec<T>,
+    /// The kernel saw the table change meanwhile.
+    interrupted: bool,
+}
+
+impl<T> Collected<T> {
+    /// Takes in one datagram; whether it was the last.
+    fn digest<E: Display>(
+        &mut self,
+        request: Request,
+        datagram: &[u8],
+        translate: &impl Fn(&[u8]) -> Result<Option<T>, E>,
+    ) -> Result<bool, SourceError> {
+        let failed = |source| SourceError::io(request.what, source);
+        let malformed = |error: &dyn Display| SourceError::Malformed {
+            what: request.what.to_owned(),
+            reason: error.to_string(),
+        };
+        for message in messages(datagram) {
+            let message = message.map_err(|error| malformed(&error))?;
+            self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                // An error in the middle of a dump rides in its last message
+                // (netlink_dump_done, net/netlink/af_netlink.c).
+                NLMSG_DONE | NLMSG_ERROR => {
+                    let code = message.payload.first_chunk().copied().map(i32::from_ne_bytes);
+                    refused(code.unwrap_or(0)).map_err(failed)?;
+                    return Ok(true);
+                }
+                // A dump answers RTM_GET... with RTM_NEW..., two numbers below.
+                kind if kind + 2 == request.kind => match translate(message.payload) {
+                    Ok(item) => self.all.extend(item),
+                    Err(error) => return Err(malformed(&error)),
+                },
+                _ => {}
+            }
+        }
+        Ok(false)
     }
+}
+
+/// A negative error number as the error that it is.
+fn refused(code: i32) -> io::Result<()> {
+    if code < 0 { Err(io::Error::from_raw_os_error(code.saturating_neg())) } else { Ok(()) }
 }
 
 fn open(request: Request) -> io::Result<Socket> {
@@ -134,7 +150,7 @@ mod tests {
 
     #[test]
     fn an_unknown_request_is_refused_by_the_kernel_and_said_so() {
-        // Number 17 of message types is RTM_DELLINK: no dump.
+        // Far beyond the last message type (RTM_MAX).
         let request = Request { what: "dumping nonsense", kind: 250, family: 0, header_bytes: 4 };
         let error = dump(request, &mut wire::buffer(), never).unwrap_err();
         assert!(
@@ -145,12 +161,48 @@ mod tests {
         assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Unsupported);
     }
 
+    const LINKS: Request =
+        Request { what: "dumping links", kind: libc::RTM_GETLINK, family: 0, header_bytes: 16 };
+
     #[test]
     fn what_the_translation_refuses_fails_the_dump() {
-        let request =
-            Request { what: "dumping links", kind: libc::RTM_GETLINK, family: 0, header_bytes: 16 };
         let refuse = |_: &[u8]| Err::<Option<()>, _>("odd");
-        let error = dump(request, &mut wire::buffer(), refuse).unwrap_err();
+        let error = dump(LINKS, &mut wire::buffer(), refuse).unwrap_err();
         assert!(error.to_string().starts_with("dumping links: odd"), "{error}");
+    }
+
+    fn message(kind: u16, flags: u16, code: i32) -> Vec<u8> {
+        let mut bytes = 20_u32.to_ne_bytes().to_vec();
+        bytes.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        bytes.extend([0; 8]);
+        bytes.extend(code.to_ne_bytes());
+        bytes
+    }
+
+    fn digest(messages: &[Vec<u8>]) -> Result<(bool, bool, usize), SourceError> {
+        let mut collected = Collected { all: Vec::new(), interrupted: false };
+        let take = |payload: &[u8]| Ok::<_, String>(Some(payload.len()));
+        let done = collected.digest(LINKS, &messages.concat(), &take)?;
+        Ok((done, collected.interrupted, collected.all.len()))
+    }
+
+    #[test]
+    fn an_error_in_the_last_message_fails_the_dump() {
+        let link = message(libc::RTM_NEWLINK, 0, 0);
+        assert_eq!(digest(&[link.clone(), link.clone()]).unwrap(), (false, false, 2));
+        let done = message(NLMSG_DONE, 0, 0);
+        assert_eq!(digest(&[link.clone(), done]).unwrap(), (true, false, 1));
+        for last in [NLMSG_DONE, NLMSG_ERROR] {
+            let error = digest(&[link.clone(), message(last, 0, -libc::EACCES)]).unwrap_err();
+            assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Denied, "{error}");
+        }
+    }
+
+    #[test]
+    fn any_message_may_say_that_the_table_changed() {
+        let done = message(NLMSG_DONE, 0, 0);
+        let link = message(libc::RTM_NEWLINK, NLM_F_DUMP_INTR, 0);
+        assert_eq!(digest(&[link, done]).unwrap(), (true, true, 1));
+        assert_eq!(digest(&[message(NLMSG_DONE, NLM_F_DUMP_INTR, 0)]).unwrap(), (true, true, 0));
     }
 }

@@ -119,10 +119,15 @@ impl Feed for Addresses {
         Update::Addresses(change)
     }
 
+    fn dumped(&mut self, all: &mut Vec<Address>, _common: &mut Common) {
+        all.sort_unstable();
+        all.dedup();
+    }
+
     fn heard(&mut self, event: Event<'_, Address>, common: &mut Common) -> bool {
         if event.gone {
-            // The same address may stay for another far end, and the routes
-            // that preferred it as source go without a word
+            // The same address may stay for another far end. And older kernels
+            // remove the routes that preferred it as source without a word
             // (fib_sync_down_addr, net/ipv4/fib_semantics.c).
             common.doubts.extend([SourceId::Addresses, SourceId::Routes]);
         }
@@ -256,6 +261,11 @@ impl Feed for Rules {
 
     fn update(change: Change<PolicyRule, PolicyRule>) -> Update {
         Update::Rules(change)
+    }
+
+    fn dumped(&mut self, all: &mut Vec<PolicyRule>, _common: &mut Common) {
+        all.sort_unstable();
+        all.dedup();
     }
 
     fn heard(&mut self, event: Event<'_, PolicyRule>, common: &mut Common) -> bool {

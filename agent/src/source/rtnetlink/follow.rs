@@ -19,6 +19,9 @@ use crate::source::meter::{Closed, Run, metered, send};
 /// After a dump a source rests for this many times the dump's duration: no
 /// table, however large and restless, costs more than a twentieth of a core.
 const REST: u64 = 20;
+/// And for this many times before it dumps without a reason: on a node with
+/// hundreds of devices their counters are read less often.
+const PERIOD: u64 = 250;
 /// When to try again what failed, and to look again at what was in doubt: the
 /// kernel tells of a device that goes down before it removes its routes
 /// (__dev_notify_flags, net/core/dev.c).
@@ -115,13 +118,14 @@ impl<F: Feed> Follower<F> {
     fn schedule(&mut self, run: Run) {
         let now = clock::mono();
         let rest_ns = run.duration_ns.saturating_mul(REST);
-        let wanted_ns = match run.succeeded && !self.in_doubt {
-            true => self.interval_ns,
-            false => self.interval_ns.min(SOON_NS),
+        let pause_ns = if run.succeeded && !self.in_doubt {
+            self.interval_ns.max(run.duration_ns.saturating_mul(PERIOD))
+        } else {
+            self.interval_ns.min(SOON_NS).max(rest_ns)
         };
         self.in_doubt = false;
         self.rested = now.plus(rest_ns);
-        self.due = now.plus(wanted_ns.max(rest_ns));
+        self.due = now.plus(pause_ns);
     }
 }
 

@@ -8,8 +8,8 @@
 //!
 //! Why not `rtnetlink`'s handle for all of it: its dumps lose the error that
 //! rides in the last message and do not look at `NLM_F_DUMP_INTR`, its event
-//! stream needs a task that must never fall behind, and a table of half a
-//! million routes takes it five times as long. From that family of crates
+//! stream needs a task that must never fall behind, and it makes an object of
+//! every attribute of half a million routes. From that family of crates
 //! come the groups (`rtnetlink`), the sockets (`netlink-sys`), the framing
 //! (`netlink-packet-core`) and what addresses, rules, neighbours and tunnel
 //! attributes mean (`netlink-packet-route`).

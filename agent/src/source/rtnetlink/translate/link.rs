@@ -162,3 +162,81 @@ fn given(address: IpAddr) -> Option<IpAddr> {
 fn device(index: u32) -> Option<IfIndex> {
     (index != 0).then_some(IfIndex(index))
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+    use netlink_packet_route::link::{InfoData, LinkAttribute, LinkInfo, LinkMessage};
+
+    use super::*;
+
+    fn message(kind: InfoKind, data: InfoData) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName("tunl0".to_owned()),
+            LinkAttribute::Mtu(1480),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
+        ];
+        message
+    }
+
+    fn bytes(message: &LinkMessage) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn the_ipip_device_that_calico_uses() {
+        let data = vec![
+            InfoIpTunnel::Link(0),
+            InfoIpTunnel::Local([0, 0, 0, 0].into()),
+            InfoIpTunnel::Remote([0, 0, 0, 0].into()),
+            InfoIpTunnel::Ttl(0),
+        ];
+        let found = link(&bytes(&message(InfoKind::IpIp, InfoData::IpTunnel(data))));
+        let found = found.unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.mtu, found.admin_up), ("tunl0", 1480, true));
+        assert_eq!(found.kind, LinkKind::Ipip(Ipip::default()));
+    }
+
+    #[test]
+    fn an_ipip_device_from_one_address_to_another() {
+        let data = vec![
+            InfoIpTunnel::Link(2),
+            InfoIpTunnel::Local([10, 0, 0, 1].into()),
+            InfoIpTunnel::Remote([10, 0, 0, 2].into()),
+        ];
+        let found = link(&bytes(&message(InfoKind::IpIp, InfoData::IpTunnel(data))));
+        let expected = Ipip {
+            local: Some([10, 0, 0, 1].into()),
+            remote: Some([10, 0, 0, 2].into()),
+            underlay: Some(IfIndex(2)),
+            collect_metadata: false,
+        };
+        assert_eq!(found.unwrap().unwrap().kind, LinkKind::Ipip(expected));
+    }
+
+    #[test]
+    fn a_message_cut_short_is_an_error_or_a_lesser_link_but_never_a_panic() {
+        let data = InfoData::Vxlan(vec![InfoVxlan::Id(1), InfoVxlan::Port(8472)]);
+        let whole = bytes(&message(InfoKind::Vxlan, data));
+        let expected = Vxlan { vni: 1, port: 8472, ..Vxlan::default() };
+        assert_eq!(link(&whole).unwrap().unwrap().kind, LinkKind::Vxlan(expected));
+        for length in 0..whole.len() {
+            let cut = link(&whole[..length]);
+            // Cut between two attributes it is a message without the later ones.
+            let is_between = cut.as_ref().is_ok_and(Option::is_some);
+            assert!(cut.is_err() || is_between, "cut to {length}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_bridge_says_of_its_port_is_no_link() {
+        let mut message = message(InfoKind::Veth, InfoData::Other(Vec::new()));
+        message.header.interface_family = AddressFamily::Bridge;
+        assert!(link(&bytes(&message)).unwrap().is_none());
+    }
+}

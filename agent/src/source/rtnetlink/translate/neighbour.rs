@@ -9,7 +9,8 @@ use overlaywatch_core::model::{IfIndex, Mac, Neighbour, NeighbourState};
 use super::Malformed;
 
 /// The neighbour that a message tells of; none for a bridge's forwarding
-/// entry and for an entry that answers on another's behalf.
+/// entry, for an entry that answers on another's behalf, and for a multicast
+/// address: those the kernel makes as it needs them, and tells nobody.
 ///
 /// # Errors
 /// When the payload cannot be the kernel's.
@@ -37,12 +38,12 @@ pub fn neighbour(payload: &[u8]) -> Result<Option<Neighbour>, Malformed> {
             _ => {}
         }
     }
-    Ok(Some(Neighbour {
-        index: IfIndex(message.header.ifindex),
-        address: address.ok_or_else(|| Malformed::lacks("an address"))?,
-        mac,
-        state: state(message.header.state.into()),
-    }))
+    let address = address.ok_or_else(|| Malformed::lacks("an address"))?;
+    if address.is_multicast() {
+        return Ok(None);
+    }
+    let index = IfIndex(message.header.ifindex);
+    Ok(Some(Neighbour { index, address, mac, state: state(message.header.state.into()) }))
 }
 
 fn is_ip(family: u8) -> bool {

@@ -114,3 +114,67 @@ fn multipath(mut value: &[u8]) -> Result<(NextHop, Vec<NextHop>), Malformed> {
     let first = hops.remove(0);
     Ok((first, hops))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// `10.42.1.0/24` in the main table, of protocol boot, with `flags`.
+    fn message(flags: u32, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = vec![2, 24, 0, 0, 254, 3, 0, libc::RTN_UNICAST];
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(attribute(libc::RTA_DST, &[10, 42, 1, 0]));
+        bytes.extend(attributes.concat());
+        bytes
+    }
+
+    #[test]
+    fn cached_and_source_specific_routes_are_left_out() {
+        assert!(route(&message(0, &[])).unwrap().is_some());
+        assert!(route(&message(libc::RTM_F_CLONED, &[])).unwrap().is_none());
+        let mut of_a_source = message(0, &[]);
+        of_a_source[2] = 24;
+        assert!(route(&of_a_source).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_unknown_attribute_harms_nothing() {
+        let strange = attribute(0x3fff, &[1, 2, 3]);
+        let found = route(&message(4, &[strange, attribute(libc::RTA_OIF, &7_u32.to_ne_bytes())]));
+        let hop = found.unwrap().unwrap().next_hop;
+        assert_eq!(hop, NextHop { gateway: None, device: Some(IfIndex(7)), onlink: true });
+    }
+
+    #[test]
+    fn a_truncated_attribute_fails_the_message() {
+        let mut bytes = message(0, &[attribute(libc::RTA_GATEWAY, &[10, 42, 1, 0])]);
+        bytes.pop();
+        assert!(route(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_next_hop_that_lies_about_its_length_fails_the_message() {
+        let hop = |length: u16| {
+            let mut bytes = length.to_ne_bytes().to_vec();
+            bytes.extend([ONLINK, 0, 3, 0, 0, 0]);
+            attribute(libc::RTA_MULTIPATH, &bytes)
+        };
+        assert!(route(&message(0, &[hop(8)])).unwrap().unwrap().next_hop.onlink);
+        assert!(route(&message(0, &[hop(7)])).is_err());
+        assert!(route(&message(0, &[hop(9)])).is_err());
+    }
+
+    #[test]
+    fn a_destination_of_the_wrong_family_is_refused() {
+        let six = attribute(libc::RTA_DST, &[0x20; 16]);
+        assert!(route(&message(0, &[six])).is_err());
+    }
+}

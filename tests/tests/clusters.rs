@@ -1,0 +1,83 @@
+//! Clusters and faults in real namespaces, judged by live traffic alone: each
+//! fault breaks what it promises, spares what it promises, and heals.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lab::fault::{self, Fault};
+use lab::interrupt::wait_until;
+use lab::run::{default_jobs, prove};
+use lab::topology::{Cluster, Shape};
+use lab::traffic::{Flow, full_pods, nodes, pods};
+
+/// Proves all faults that live traffic can see, side by side.
+fn prove_all(shape: Shape) {
+    let faults: Vec<&Fault> = fault::all().filter(|fault| !fault.breaks.is_empty()).collect();
+    assert!(faults.len() >= 18, "only {} faults", faults.len());
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..default_jobs().unwrap() {
+            scope.spawn(|| {
+                while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = Cluster::build(shape, fault.nodes)
+                        .and_then(|mut cluster| prove(fault, &mut cluster));
+                    if let Err(error) = outcome {
+                        failures.lock().unwrap().push(format!("{}: {error:#}", fault.name));
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn faults_break_and_heal_flannel() {
+    prove_all(Shape::Flannel);
+}
+
+#[test]
+fn faults_break_and_heal_calico() {
+    prove_all(Shape::CalicoVxlan);
+}
+
+#[test]
+fn the_largest_cluster_is_a_full_mesh() {
+    let cluster = Cluster::build(Shape::Flannel, 16).unwrap();
+    let mut paths = Vec::new();
+    for a in 0..16 {
+        // Every node once as sender and once as receiver, next door and far away.
+        paths.extend([pods(a, (a + 1) % 16), full_pods(a, (a + 8) % 16), nodes(a, (a + 3) % 16)]);
+    }
+    let flows: Vec<Flow> =
+        paths.into_iter().map(|path| Flow::start(&cluster, path).unwrap()).collect();
+    let began = std::time::Instant::now();
+    for flow in &flows {
+        let arrived = || Ok(flow.lost(began).1 - flow.lost(began).0 >= 5);
+        assert!(wait_until(Duration::from_secs(10), arrived).unwrap(), "{}", flow.path);
+    }
+}
+
+#[test]
+fn a_cluster_leaves_nothing_behind() {
+    let cluster = Cluster::build(Shape::CalicoVxlan, 2).unwrap();
+    let mut names: Vec<String> = vec![cluster.switch.name().to_owned()];
+    for node in &cluster.nodes {
+        names.extend([node.netns.name().to_owned(), node.pod.name().to_owned()]);
+    }
+    let directory = cluster.directory().to_owned();
+    let exists = |name: &String| std::path::Path::new("/run/netns").join(name).exists();
+    assert!(names.iter().all(exists) && directory.exists());
+    drop(cluster);
+    assert!(!names.iter().any(exists), "{names:?}");
+    assert!(!directory.exists());
+}
+
+#[test]
+fn a_cluster_has_two_to_sixteen_nodes() {
+    assert!(Cluster::build(Shape::Flannel, 1).is_err());
+    assert!(Cluster::build(Shape::Flannel, 17).is_err());
+}
