@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::netns::{Netns, Running};
 use super::table::{Line, Samples, draw};
-use super::{http, megabytes, process};
+use super::{http, megabytes, netns, process};
 use crate::interrupt::sleep_until;
 use crate::output::Output;
 use crate::shell::{self, build_release, target};
@@ -90,8 +90,9 @@ struct Stage {
 impl Stage {
     /// A node as flannel sets it up and, across a veth pair, all of its peers.
     fn build(release: &Path) -> Result<Self> {
-        let here = Netns::new("overlaywatch-bench-agent")?;
-        let peers = Netns::new("overlaywatch-bench-peers")?;
+        netns::clean()?;
+        let here = Netns::new("agent")?;
+        let peers = Netns::new("peers")?;
         here.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peers.name()))?;
         here.ip(&format!("addr add {AGENT_UNDERLAY}/30 dev eth0"))?;
         here.ip("link set eth0 up")?;
