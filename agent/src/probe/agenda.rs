@@ -10,7 +10,7 @@ use overlaywatch_core::time::{MILLISECOND, Mono};
 const BEAT_NS: u64 = 48 * MILLISECOND;
 /// Each probe is sent in the beat nearest to its time.
 const NEAR_NS: u64 = BEAT_NS / 2;
-/// Every third beat is a look. Beats are counted from the orders, so the fifth
+/// Every second beat is a look. Beats are counted from the orders, so the fifth
 /// look comes 20 ms before the next orders are made: they rest on fresh news.
 const LOOK_BEATS: u32 = 2;
 /// However often orders come, a look is never later than this after the last.
@@ -130,9 +130,9 @@ mod tests {
     #[test]
     fn probes_leave_in_the_nearest_beat_and_looks_come_before_the_next_orders() {
         let mut agenda = Agenda::default();
-        agenda.add([0, 15, 20, 49, 400].map(request).to_vec(), at(0));
+        agenda.add([0, 15, 30, 49, 400].map(request).to_vec(), at(0));
         let (sent, looks) = live(&mut agenda, 0, 500);
-        assert_eq!(sent, [(0, 0), (0, 15), (32, 20), (64, 49), (384, 400)]);
+        assert_eq!(sent, [(0, 0), (0, 15), (48, 30), (48, 49), (384, 400)]);
         assert_eq!(looks, [96, 192, 288, 384, 480]);
         agenda.add(Vec::new(), at(500));
         assert_eq!(live(&mut agenda, 500, 1_000).1, [596, 692, 788, 884, 980]);
@@ -164,11 +164,11 @@ mod tests {
         let mut agenda = Agenda::default();
         agenda.add(Vec::new(), at(0));
         live(&mut agenda, 0, 100);
-        // The beat at 128 comes at 700; or the orders do.
+        // The beat at 144 comes at 700; or the orders do.
         assert!(agenda.begin(at(700)));
-        assert_eq!(agenda.look(at(700)), 572 * MILLISECOND);
-        assert_eq!(agenda.next_beat(), Some(at(732)));
-        agenda.add(Vec::new(), at(1_732));
-        assert_eq!(agenda.look(at(1_732)), 1_000 * MILLISECOND);
+        assert_eq!(agenda.look(at(700)), 556 * MILLISECOND);
+        assert_eq!(agenda.next_beat(), Some(at(748)));
+        agenda.add(Vec::new(), at(1_748));
+        assert_eq!(agenda.look(at(1_748)), 1_000 * MILLISECOND);
     }
 }

@@ -2,7 +2,7 @@
 //! what happened. Which probes are due, and what their fate means, is the
 //! core's business.
 //!
-//! Everything happens in beats, about thirty a second: waking up is what
+//! Everything happens in beats, about twenty a second: waking up is what
 //! probing costs. Packets carry kernel timestamps, so they need not be read as
 //! they come; requests of peers are answered in the next beat, and the time
 //! that they lay here is told in the reply.
