@@ -16,6 +16,7 @@ use overlaywatch::config::{
     Config, LogFormat, LogLevel, follow_peers, parse_peers, read_peers_file,
 };
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
+use overlaywatch_core::catalog::Code;
 use overlaywatch_core::fact::Gap;
 use overlaywatch_core::model::PeerListEntry;
 use overlaywatch_core::policy::Policy;
@@ -74,6 +75,7 @@ fn every_key_is_taken() {
         listen = "[::1]:1"
         peers_file = "/p"
         forget_departed_seconds = 5
+        silence = ["peer-departed"]
         peers = [{ address = "10.0.0.2", name = "b", overlay = "10.42.1.0" }]
         [probe]
         port = 7
@@ -104,6 +106,7 @@ fn every_key_is_taken() {
         overlay: Some([10, 42, 1, 0].into()),
     };
     assert_eq!(policy.peers, [peer]);
+    assert_eq!(policy.silenced, [Code::PeerDeparted].into());
 }
 
 #[test]

@@ -44,7 +44,7 @@ enum Verb {
 #[derive(Args, Clone, Copy)]
 struct Install {
     /// Install no system package; fail and say what is missing
-    #[arg(long)]
+    #[arg(long, global = true)]
     no_install: bool,
 }
 

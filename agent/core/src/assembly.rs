@@ -150,6 +150,8 @@ pub struct Assembly {
     outcomes: Outcomes,
     counters: ProberCounters,
     directory: Directory,
+    /// The tunnels told last: the same value while they are the same.
+    tunnels: Arc<Vec<Tunnel>>,
     /// Who the peers are, and what that was told from.
     peers: Arc<Vec<Peer>>,
     peers_from: Option<PeerInputs>,
@@ -180,7 +182,7 @@ impl PeerInputs {
     fn is_same(&self, other: &Self) -> bool {
         self.versions == other.versions
             && other.at.since(self.at) < PEERS_AGE_NS
-            && self.tunnels == other.tunnels
+            && Arc::ptr_eq(&self.tunnels, &other.tunnels)
             && Arc::ptr_eq(&self.addresses, &other.addresses)
             && Arc::ptr_eq(&self.routes, &other.routes)
             && Arc::ptr_eq(&self.neighbours, &other.neighbours)
@@ -209,6 +211,7 @@ impl Assembly {
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
             directory: Directory::default(),
+            tunnels: Arc::default(),
             peers: Arc::default(),
             peers_from: None,
             lists: 0,
@@ -276,7 +279,11 @@ impl Assembly {
         self.outcomes.settle();
         let tunnels = match (&self.links, &self.addresses) {
             (Fact::Seen { value: links, at }, Fact::Seen { value: addresses, .. }) => {
-                Fact::Seen { value: Arc::new(tunnels(links, addresses)), at: *at }
+                let told = tunnels(links, addresses);
+                if *self.tunnels != told {
+                    self.tunnels = Arc::new(told);
+                }
+                Fact::Seen { value: Arc::clone(&self.tunnels), at: *at }
             }
             (Fact::Missing(gap), _) | (_, Fact::Missing(gap)) => Fact::Missing(*gap),
             _ => Fact::Missing(Gap::NotYet),

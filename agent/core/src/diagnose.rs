@@ -130,6 +130,7 @@ const PROOF_NS: u64 = 120 * SECOND;
 #[derive(Debug, Default)]
 pub struct Diagnoser {
     ledger: Ledger,
+    memo: rules::Memo,
     /// Observations of the last seconds, without their large collections.
     history: VecDeque<Arc<Snapshot>>,
     status: Option<(Status, Wall)>,
@@ -144,7 +145,7 @@ impl Diagnoser {
         }
         let before = self.history.front().cloned();
         let delta = Delta { before: before.as_deref(), now: snapshot };
-        let findings = self.ledger.update(now, rules::run(delta, policy));
+        let findings = self.ledger.update(now, rules::run(delta, policy, &mut self.memo));
         self.history.push_back(Arc::new(light(snapshot)));
         let diagnosis = sum_up(snapshot, findings, now.wall);
         let since = match self.status {
@@ -180,7 +181,7 @@ fn light(snapshot: &Snapshot) -> Snapshot {
 #[must_use]
 pub fn replay(before: Option<&Snapshot>, now: &Snapshot, policy: &Policy) -> Diagnosis {
     let mut ledger = Ledger::default();
-    let verdicts = || rules::run(Delta { before, now }, policy);
+    let verdicts = || rules::run(Delta { before, now }, policy, &mut rules::Memo::default());
     let mut findings = Vec::new();
     // The longest dwell time of the catalog, in steps that a live agent would make.
     let longest = crate::catalog::CATALOG.iter().map(|entry| entry.raise_after_ms).max();

@@ -1,7 +1,7 @@
 //! Folds probe events into per-stream outcomes: joins each probe with its
 //! reply, or with the peer's window when there is none.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,6 +35,10 @@ const STARVED_LAG_NS: u64 = 200 * MILLISECOND;
 const DISCOUNT_NS: u64 = SECOND;
 /// A view without new events is made anew after this long, as its windows slide.
 const VIEW_AGE_NS: u64 = 2 * SECOND;
+/// The same for a pair in which nothing happened for [`LIVELY_NS`].
+const IDLE_AGE_NS: u64 = 15 * SECOND;
+/// After this long without an event only the window of a minute still slides.
+const LIVELY_NS: u64 = 10 * SECOND;
 
 /// What became of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +107,8 @@ struct PairState {
     status: Option<(Mono, PeerStatus)>,
     view: Arc<PairView>,
     viewed: Mono,
+    /// When something last happened.
+    touched: Mono,
     dirty: bool,
 }
 
@@ -110,6 +116,8 @@ struct PairState {
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
     pairs: BTreeMap<PeerId, PairState>,
+    /// Pairs in which something is still to be decided; the others are left alone.
+    unsettled: BTreeSet<PeerId>,
     /// Until when the prober has told everything that it received.
     horizon: Mono,
     discounted_until: Option<Mono>,
@@ -153,13 +161,16 @@ impl Outcomes {
     pub(crate) fn settle(&mut self) {
         let horizon = self.horizon;
         let discounted_until = self.discounted_until;
-        for pair in self.pairs.values_mut() {
+        let pairs = &mut self.pairs;
+        self.unsettled.retain(|peer| {
+            let Some(pair) = pairs.get_mut(peer) else { return false };
             let timeout = pair.timeout_ns();
             let status = pair.status.as_ref();
             for (&stream, state) in &mut pair.streams {
                 pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, status);
             }
-        }
+            !pair.streams.values().all(StreamState::is_settled)
+        });
     }
 
     /// Forgets all pairs but these.
@@ -190,7 +201,8 @@ impl Outcomes {
     /// All pairs as rules see them. Views of pairs in which nothing happened are shared.
     pub(crate) fn views(&mut self, now: Mono) -> BTreeMap<PeerId, Arc<PairView>> {
         for pair in self.pairs.values_mut() {
-            if pair.dirty || now.since(pair.viewed) >= VIEW_AGE_NS {
+            let age = if now.since(pair.touched) < LIVELY_NS { VIEW_AGE_NS } else { IDLE_AGE_NS };
+            if pair.dirty || now.since(pair.viewed) >= age {
                 pair.view = Arc::new(PairView {
                     streams: pair.streams.iter().map(|(&s, state)| (s, state.view(now))).collect(),
                     status: pair.status.clone(),
@@ -203,8 +215,10 @@ impl Outcomes {
     }
 
     fn stream(&mut self, peer: PeerId, stream: Stream) -> &mut StreamState {
+        self.unsettled.insert(peer);
         let pair = self.pairs.entry(peer).or_default();
         pair.dirty = true;
+        pair.touched = self.horizon;
         pair.streams.entry(stream).or_default()
     }
 
@@ -222,7 +236,9 @@ impl Outcomes {
         // Whatever was on its way while nobody looked may have been lost here.
         let from = at.minus(lag_ns + LONGEST_TIMEOUT_NS);
         self.discounted_until = Some(at.plus(DISCOUNT_NS));
-        for pair in self.pairs.values_mut() {
+        // A pair that lost something within that time is not settled yet.
+        for peer in &self.unsettled {
+            let Some(pair) = self.pairs.get_mut(peer) else { continue };
             pair.dirty = true;
             for state in pair.streams.values_mut() {
                 state.discount(from, socket_drops > 0);
@@ -424,6 +440,13 @@ impl StreamState {
         }
         self.judge(horizon.seconds());
         changed
+    }
+
+    /// Whether time alone changes nothing any more but the sliding of windows.
+    fn is_settled(&self) -> bool {
+        self.refused.is_empty()
+            && self.buckets.iter().all(|bucket| bucket.judged)
+            && self.probes.iter().all(|probe| probe.fate != Fate::Pending)
     }
 
     /// Gives settled seconds to the sequential tests and drops old ones.

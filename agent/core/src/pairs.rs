@@ -113,6 +113,14 @@ impl Run {
     }
 }
 
+impl StreamView {
+    /// Whether it lost anything that a verdict could rest on.
+    #[must_use]
+    pub const fn is_lossy(&self) -> bool {
+        self.run.lost() > 0 || self.gray_outbound || self.gray_inbound || self.gray_undetermined
+    }
+}
+
 /// Counters of a stream since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Total {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::diagnose::Diagnosis;
 use crate::model::{Encapsulation, Peer, PeerId, Tunnel};
@@ -38,10 +39,12 @@ const UNDERLAY_BYTES: u16 = 560;
 /// Size of an ICMP echo's IP packet, bytes.
 const ECHO_BYTES: u16 = 64;
 
-/// The planner's memory: when which pair was last given a burst.
+/// The planner's memory: when which pair was last given a burst, and the order
+/// of the members.
 #[derive(Debug, Default)]
 pub struct Planner {
     bursts: BTreeMap<PeerId, Mono>,
+    ring: Ring,
 }
 
 impl Planner {
@@ -55,7 +58,8 @@ impl Planner {
         let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
         let half = snapshot.now.wall.0 / u64::from(TICK_MS);
         let mut requests = Vec::new();
-        for turn in steady(&snapshot.peers, snapshot.node.underlay, half, probes_per_second) {
+        self.ring.follow(&snapshot.peers, snapshot.node.underlay);
+        for turn in steady(&self.ring, half, probes_per_second) {
             push_turn(&mut requests, turn, tunnels);
         }
         self.confirm(&mut requests, snapshot, diagnosis, tunnels);
@@ -178,14 +182,13 @@ const fn request(
 }
 
 /// The steady plan of one half second.
-fn steady(peers: &[Peer], own: Option<IpAddr>, half: u64, budget: u16) -> Vec<Turn<'_>> {
+fn steady(ring: &Ring, half: u64, budget: u16) -> Vec<Turn<'_>> {
     // Departed ones too: whether something still answers there makes the verdict.
-    let others: Vec<&Peer> = peers.iter().collect();
-    if others.is_empty() {
+    let others = ring.peers.len();
+    if others == 0 {
         return Vec::new();
     }
-    let ring = Ring::new(&others, own);
-    let encapsulations = others.iter().map(|peer| peer.tunnels.len()).max().unwrap_or(0);
+    let encapsulations = ring.encapsulations;
     let budget = usize::from(budget);
     let second = half / 2;
     // Each stride is a slot of the second; a slot belongs to one half of it.
@@ -202,19 +205,18 @@ fn steady(peers: &[Peer], own: Option<IpAddr>, half: u64, budget: u16) -> Vec<Tu
             }
         }
     };
-    if others.len() * (1 + 2 * encapsulations) <= budget {
-        let all: Vec<usize> = (1..=others.len()).collect();
+    if others * (1 + 2 * encapsulations) <= budget {
+        let all: Vec<usize> = (1..=others).collect();
         take(&all, true, &|_| true);
         return turns;
     }
-    let base = base_strides(others.len());
+    let base = base_strides(others);
     let full_now = |slot: usize| slot as u64 % FULL_EVERY_SECONDS == second % FULL_EVERY_SECONDS;
     take(&base, true, &full_now);
     let spent = base.len() * (1 + encapsulations) + base.len() * encapsulations / 4;
     let walk = (budget.saturating_sub(spent) / encapsulations.max(1)).max(LEAST_RING);
     let start = usize::try_from(second).unwrap_or(0).wrapping_mul(walk);
-    let walked: Vec<usize> =
-        (0..walk).map(|step| 1 + start.wrapping_add(step) % others.len()).collect();
+    let walked: Vec<usize> = (0..walk).map(|step| 1 + start.wrapping_add(step) % others).collect();
     // Without a tunnel the ring is walked in the underlay.
     take(&walked, encapsulations == 0, &|_| false);
     turns
@@ -237,29 +239,43 @@ fn base_strides(others: usize) -> Vec<usize> {
 }
 
 /// The members in the order that all nodes share, seen from this node.
-struct Ring<'a> {
-    /// The other members, starting after this node.
-    others: Vec<&'a Peer>,
+#[derive(Debug, Default)]
+struct Ring {
+    peers: Arc<Vec<Peer>>,
+    own: Option<IpAddr>,
+    /// Positions in `peers`, starting after this node.
+    order: Vec<usize>,
+    /// The most tunnels that lead to one peer.
+    encapsulations: usize,
 }
 
-impl<'a> Ring<'a> {
-    fn new(others: &[&'a Peer], own: Option<IpAddr>) -> Self {
-        let mut others = others.to_vec();
-        others.sort_by_key(|peer| place(peer.id.0));
+impl Ring {
+    fn new(peers: &Arc<Vec<Peer>>, own: Option<IpAddr>) -> Self {
+        let mut order: Vec<usize> = (0..peers.len()).collect();
+        let address = |&position: &usize| peers.get(position).map(|peer| peer.id.0);
+        order.sort_by_cached_key(|position| address(position).map(place));
         // Without an own address the order still holds, the share of slots does not.
-        let position = own.map_or(0, |own| {
-            let own = place(own);
-            others.partition_point(|peer| place(peer.id.0) < own)
+        let first = own.map_or(0, |own| {
+            let own = Some(place(own));
+            order.partition_point(|position| address(position).map(place) < own)
         });
-        if position < others.len() {
-            others.rotate_left(position);
+        if first < order.len() {
+            order.rotate_left(first);
         }
-        Self { others }
+        let encapsulations = peers.iter().map(|peer| peer.tunnels.len()).max().unwrap_or(0);
+        Self { peers: Arc::clone(peers), own, order, encapsulations }
+    }
+
+    /// Puts the members in order again if they are others.
+    fn follow(&mut self, peers: &Arc<Vec<Peer>>, own: Option<IpAddr>) {
+        if !Arc::ptr_eq(&self.peers, peers) || self.own != own {
+            *self = Self::new(peers, own);
+        }
     }
 
     /// The member that stands `stride` places after this node.
-    fn at(&self, stride: usize) -> Option<&'a Peer> {
-        self.others.get(stride.checked_sub(1)?).copied()
+    fn at(&self, stride: usize) -> Option<&Peer> {
+        self.peers.get(*self.order.get(stride.checked_sub(1)?)?)
     }
 }
 
@@ -299,8 +315,8 @@ mod tests {
         Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(node).unwrap()).into()
     }
 
-    fn peers_of(own: usize, nodes: usize) -> Vec<Peer> {
-        (0..nodes)
+    fn ring_of(own: usize, nodes: usize) -> Ring {
+        let peers = (0..nodes)
             .filter(|&node| node != own)
             .map(|node| Peer {
                 id: PeerId(address(node)),
@@ -316,7 +332,8 @@ mod tests {
                 pod_networks: Vec::new(),
                 departed_since: None,
             })
-            .collect()
+            .collect();
+        Ring::new(&Arc::new(peers), Some(address(own)))
     }
 
     /// Probes that a turn costs with one encapsulation.
@@ -331,8 +348,8 @@ mod tests {
         fn nobody_is_probed_twice_in_a_slot(nodes in 2_usize..70, half: u32) {
             let mut incoming = BTreeMap::<(u16, bool, PeerId), usize>::new();
             for own in 0..nodes {
-                let peers = peers_of(own, nodes);
-                for turn in steady(&peers, Some(address(own)), u64::from(half), 64) {
+                let ring = ring_of(own, nodes);
+                for turn in steady(&ring, u64::from(half), 64) {
                     *incoming.entry((turn.after_ms, turn.underlay, turn.peer.id)).or_default() += 1;
                 }
             }
@@ -341,11 +358,11 @@ mod tests {
 
         #[test]
         fn every_pair_is_covered_in_time(nodes in 2_usize..400, start: u32) {
-            let peers = peers_of(0, nodes);
+            let ring = ring_of(0, nodes);
             let mut reached = BTreeSet::new();
             let rounds = nodes.div_ceil(LEAST_RING) as u64 + 1;
             for half in 0..2 * rounds {
-                for turn in steady(&peers, Some(address(0)), u64::from(start) + half, 64) {
+                for turn in steady(&ring, u64::from(start) + half, 64) {
                     reached.insert(turn.peer.id);
                 }
             }
@@ -354,10 +371,10 @@ mod tests {
 
         #[test]
         fn the_budget_is_kept(nodes in 2_usize..3_000, second: u32) {
-            let peers = peers_of(0, nodes);
+            let ring = ring_of(0, nodes);
             let spent: usize = [0, 1]
                 .iter()
-                .flat_map(|half| steady(&peers, Some(address(0)), u64::from(second) * 2 + half, 64))
+                .flat_map(|half| steady(&ring, u64::from(second) * 2 + half, 64))
                 .map(|turn| cost(&turn))
                 .sum();
             prop_assert!(spent <= 64, "{} probes in a second", spent);
@@ -366,9 +383,9 @@ mod tests {
 
         #[test]
         fn the_same_time_gives_the_same_plan(nodes in 2_usize..200, half: u32) {
-            let peers = peers_of(0, nodes);
+            let ring = ring_of(0, nodes);
             let plan = || -> Vec<_> {
-                steady(&peers, Some(address(0)), u64::from(half), 64)
+                steady(&ring, u64::from(half), 64)
                     .iter()
                     .map(|turn| (turn.peer.id, turn.after_ms, turn.underlay, turn.full))
                     .collect()
@@ -379,10 +396,10 @@ mod tests {
 
     #[test]
     fn a_small_mesh_is_probed_whole_every_second() {
-        let peers = peers_of(0, 8);
+        let ring = ring_of(0, 8);
         let mut seen = BTreeMap::<PeerId, usize>::new();
         for half in [100, 101] {
-            for turn in steady(&peers, Some(address(0)), half, 64) {
+            for turn in steady(&ring, half, 64) {
                 assert!(turn.underlay && turn.full);
                 *seen.entry(turn.peer.id).or_default() += 1;
             }

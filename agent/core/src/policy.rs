@@ -1,8 +1,11 @@
 //! What is expected of this node, and the limits to judge by: the part of the
 //! configuration that the core needs.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::Code;
 use crate::model::PeerListEntry;
 
 /// Expectations and limits.
@@ -15,10 +18,17 @@ pub struct Policy {
     pub forget_departed_seconds: u32,
     /// Probes per second in the steady state; confirmation bursts come on top.
     pub probes_per_second: u16,
+    /// Codes that the operator does not want to hear of.
+    pub silenced: BTreeSet<Code>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { peers: Vec::new(), forget_departed_seconds: 600, probes_per_second: 64 }
+        Self {
+            peers: Vec::new(),
+            forget_departed_seconds: 600,
+            probes_per_second: 64,
+            silenced: BTreeSet::new(),
+        }
     }
 }

@@ -114,7 +114,11 @@ fn main() -> Result<()> {
         return Ok(());
     }
     run_commands(&simulator_setup(&options))?;
-    let peers = (0..=options.peers).map(|_| Peer { epoch: random_epoch(), windows: Vec::new() });
+    let peers = (0..=options.peers).map(|peer| Peer {
+        epoch: random_epoch(),
+        windows: Vec::new(),
+        own: own_status(peer),
+    });
     let peers: Vec<Peer> = peers.collect();
     let epochs: Vec<u64> = peers.iter().map(|peer| peer.epoch).collect();
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))?;
@@ -190,6 +194,7 @@ fn run_commands(text: &str) -> Result<()> {
 struct Peer {
     epoch: u64,
     windows: Vec<(Stream, Window)>,
+    own: OwnStatus,
 }
 
 /// Answers every request from the address that it came to.
@@ -219,11 +224,10 @@ fn answer(socket: &UdpSocket, mut peers: Vec<Peer>) -> Result<()> {
         let window = peer.window(request.stream);
         window.record(request.seq);
         let count = window.count;
-        let own = OwnStatus { node: None, tunnels: vec![advert(address)] };
         let status = (request.stream == Stream::Underlay).then_some(Status {
             epoch: peer.epoch,
             windows: &peer.windows,
-            own: &own,
+            own: &peer.own,
         });
         let dwell_ns = u64::try_from(received.elapsed().as_nanos()).unwrap_or(0);
         wire::encode_reply(&request, dwell_ns, count, status, length, &mut reply);
@@ -242,17 +246,17 @@ impl Peer {
     }
 }
 
-/// The tunnel of the peer with this underlay address.
-fn advert(address: Ipv4Addr) -> TunnelAdvert {
-    let peer = peer_of(address).and_then(|peer| u32::try_from(peer).ok()).unwrap_or(0);
-    TunnelAdvert {
+/// What a peer says of itself.
+fn own_status(peer: u32) -> OwnStatus {
+    let tunnel = TunnelAdvert {
         encapsulation: VXLAN,
         vni: Some(1),
         up: true,
         address: Some(IpAddr::V4(overlay(peer))),
         mac: Some(mac(peer)),
         mtu: u32::from(OVERLAY_MTU),
-    }
+    };
+    OwnStatus { node: format!("node-{peer}").parse().ok(), tunnels: vec![tunnel] }
 }
 
 fn send(

@@ -127,6 +127,9 @@ fn hint(key: &str) -> Option<&'static str> {
         "address" | "overlay" => "an IP address, e.g. \"10.0.0.2\"",
         "node" | "name" => "a name, e.g. \"node-a\"",
         "peers_file" => "the path of a file, e.g. \"/etc/overlaywatch/peers.json\"",
+        "silence" => {
+            "a list of codes as `overlaywatch explain` names them, e.g. [\"peer-departed\"]"
+        }
         "peers" => "a list: [[peers]] sections with `address` and, if you like, `name`",
         _ => return None,
     })

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::SourceId;
+use overlaywatch_core::catalog::Code;
 use overlaywatch_core::model::{NodeName, PeerListEntry};
 use overlaywatch_core::policy::Policy;
 use serde::Deserialize;
@@ -50,6 +51,8 @@ pub struct Config {
     pub peers_file: Option<PathBuf>,
     /// Seconds for which a peer that the kernel no longer knows is remembered.
     pub forget_departed_seconds: u32,
+    /// Verdicts that the operator does not want to hear of.
+    pub silenced: BTreeSet<Code>,
     /// Sources that are switched off.
     pub disabled: BTreeSet<SourceId>,
     /// Logs.
@@ -181,6 +184,7 @@ impl Config {
             peers: peers(path, text, raw.peers)?,
             peers_file: raw.peers_file,
             forget_departed_seconds: raw.forget_departed_seconds.0,
+            silenced: raw.silence.into_iter().collect(),
             disabled: disabled.into_iter().filter(|(_, on)| !on).map(|(id, _)| id).collect(),
             log: LogConfig { level: raw.log.level, format: raw.log.format },
             http: HttpConfig {
@@ -197,6 +201,7 @@ impl Config {
             peers: self.peers.clone(),
             forget_departed_seconds: self.forget_departed_seconds,
             probes_per_second: self.probes_per_second,
+            silenced: self.silenced.clone(),
         }
     }
 

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use overlaywatch_core::catalog::Code;
 use overlaywatch_core::model::NodeName;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
@@ -18,6 +19,7 @@ pub(super) struct Raw {
     pub(super) peers_file: Option<PathBuf>,
     pub(super) forget_departed_seconds: Within<1, 604_800>,
     pub(super) peers: Vec<Spanned<RawPeer>>,
+    pub(super) silence: Vec<Code>,
     pub(super) probe: RawProbe,
     pub(super) sources: RawSources,
     pub(super) log: RawLog,
@@ -91,6 +93,7 @@ impl Default for Raw {
             peers_file: None,
             forget_departed_seconds: Within(policy.forget_departed_seconds),
             peers: Vec::new(),
+            silence: Vec::new(),
             probe: RawProbe::default(),
             sources: RawSources::default(),
             log: RawLog::default(),

@@ -2,11 +2,13 @@
 //! what happened. Which probes are due, and what their fate means, is the
 //! core's business.
 //!
-//! Replies and errors carry kernel timestamps, so they need not be read as
-//! they come: only requests of peers wake the task up, and all else is read at
-//! the next look. Waking up is what probing costs.
+//! Everything happens in beats, about twenty a second: waking up is what
+//! probing costs. Packets carry kernel timestamps, so they need not be read as
+//! they come; requests of peers are answered in the next beat, and the time
+//! that they lay here is told in the reply.
 
 mod agenda;
+mod alarm;
 mod echo;
 mod journal;
 mod prober;
@@ -17,7 +19,6 @@ pub mod wire;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
 use overlaywatch_core::fact::Gap;
@@ -27,6 +28,7 @@ use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use tokio::sync::mpsc;
 
 use self::agenda::Agenda;
+use self::alarm::Alarm;
 use self::journal::Journal;
 use self::prober::Prober;
 use self::responder::Responder;
@@ -75,9 +77,9 @@ pub enum ProbeError {
     /// The kernel gives no socket to send probes from.
     #[error("cannot open the sockets that probes are sent from: {0}")]
     Open(#[source] io::Error),
-    /// A socket failed.
-    #[error("cannot read from a probe socket: {0}")]
-    Read(#[source] io::Error),
+    /// A socket or the timer failed.
+    #[error("cannot go on probing: {0}")]
+    Failed(#[source] io::Error),
 }
 
 /// An epoch that no other run has: 64 random bits of the kernel (getrandom(2)).
@@ -107,39 +109,27 @@ pub async fn run(
     updates: mpsc::Sender<Update>,
 ) -> Result<(), ProbeError> {
     let mut edge = Edge::open(options)?;
+    let alarm = Alarm::new().map_err(ProbeError::Open)?;
     if updates.send(edge.introduction()).await.is_err() {
         return Ok(());
     }
     loop {
-        let now = clock::mono();
-        edge.send_due(now);
-        if edge.is_look_due(now) {
-            for update in edge.look()? {
-                if updates.send(update).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
         tokio::select! {
             received = orders.recv() => match received {
                 Some(received) => edge.obey(received),
                 None => return Ok(()),
             },
-            () = wake_at(edge.agenda.next_wake()) => {}
-            ready = edge.asked() => {
-                ready.map_err(ProbeError::Read)?;
-                edge.answer()?;
-            }
+            rung = alarm.rung() => rung.map_err(ProbeError::Failed)?,
             () = updates.closed() => return Ok(()),
         }
-    }
-}
-
-/// Sleeps until then; for ever when there is nothing to wake up for.
-async fn wake_at(due: Option<Mono>) {
-    match due {
-        Some(due) => tokio::time::sleep(Duration::from_nanos(due.since(clock::mono()))).await,
-        None => std::future::pending().await,
+        for update in edge.beat()? {
+            if updates.send(update).await.is_err() {
+                return Ok(());
+            }
+        }
+        if let Some(due) = edge.agenda.next_beat() {
+            alarm.set(due).map_err(ProbeError::Failed)?;
+        }
     }
 }
 
@@ -206,41 +196,39 @@ impl Edge {
         self.agenda.add(requests, clock::mono());
     }
 
-    fn send_due(&mut self, now: Mono) {
+    /// Does what is due; what there is to tell.
+    fn beat(&mut self) -> Result<Vec<Update>, ProbeError> {
+        let now = clock::mono();
+        if !self.agenda.begin(now) {
+            return Ok(Vec::new());
+        }
         while let Some(request) = self.agenda.take_due(now) {
             self.prober.send(&request, &mut self.journal);
         }
-    }
-
-    /// Waits until a peer asked.
-    async fn asked(&self) -> io::Result<()> {
-        match &self.responder {
-            Some(responder) => responder.readable().await,
-            None => std::future::pending().await,
+        if self.agenda.is_look(now) || self.journal.events.len() >= LONGEST_JOURNAL {
+            self.look()
+        } else {
+            self.answer().map(|()| Vec::new())
         }
     }
 
     fn answer(&mut self) -> Result<(), ProbeError> {
         let Some(responder) = &mut self.responder else { return Ok(()) };
-        responder.answer(&self.own, &mut self.journal).map_err(ProbeError::Read)
-    }
-
-    fn is_look_due(&mut self, now: Mono) -> bool {
-        self.agenda.is_look_due(now) || self.journal.events.len() >= LONGEST_JOURNAL
+        responder.answer(&self.own, &mut self.journal).map_err(ProbeError::Failed)
     }
 
     /// Reads everything that came until now and tells what happened.
     fn look(&mut self) -> Result<Vec<Update>, ProbeError> {
         let at = clock::mono();
         self.answer()?;
-        self.prober.collect(&mut self.journal).map_err(ProbeError::Read)?;
+        self.prober.collect(&mut self.journal).map_err(ProbeError::Failed)?;
         if let Some(responder) = &mut self.responder {
             responder.report(at, &mut self.journal);
         }
         let journal = &mut self.journal;
         journal.events.push(ProbeEvent::Observed {
             at,
-            lag_ns: self.agenda.take_lag_ns(),
+            lag_ns: self.agenda.look(at),
             socket_drops: std::mem::take(&mut journal.socket_drops),
         });
         let room = Vec::with_capacity(journal.events.len());

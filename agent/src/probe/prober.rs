@@ -32,7 +32,8 @@ const SEQ_PER_SECOND: u64 = 64;
 const TOLD_NS: u64 = 60 * SECOND;
 /// Streams of one pair that are remembered: those that can be told, and echo.
 const STREAMS: usize = MAX_WINDOWS + 1;
-/// Errors about earlier packets that one send can meet before it counts as refused.
+/// Times that a call may meet an error about an earlier packet before the error
+/// counts as its own.
 const ATTEMPTS: usize = 4;
 
 /// The prober.
@@ -306,12 +307,18 @@ fn collect_replies(
 ) -> io::Result<()> {
     let form = family.echo.as_ref().ok().map(|echo| echo.form);
     let Some((way, socket)) = family.sockets().nth(position) else { return Ok(()) };
+    let mut attempt = 1;
     loop {
         let (count, more) = match inbox.read(socket) {
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // An error about an earlier packet, which its queue explains.
-            Err(_) if collect_errors(inbox, socket, way, pairs, journal) > 0 => continue,
-            read => read?,
+            // An error about an earlier packet, as in `transmit`.
+            Err(_) if attempt < ATTEMPTS => {
+                collect_errors(inbox, socket, way, pairs, journal);
+                attempt += 1;
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let clocks = Clocks::read();
         for packet in (0..count).filter_map(|position| inbox.packet(position)) {

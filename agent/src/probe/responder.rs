@@ -2,18 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::task::Poll;
 
 use overlaywatch_core::ladder::{Recorded, Window};
 use overlaywatch_core::model::PeerId;
 use overlaywatch_core::probing::{Ignored, MAX_WINDOWS, OwnStatus, Passage, ProbeEvent, Stream};
 use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use socket2::Domain;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::journal::{Clocks, Journal};
 use super::socket::{Inbox, Socket};
@@ -26,15 +22,16 @@ const CREDIT_NS: u64 = 100 * COST_NS;
 /// What a peer says of its streams is compared with what arrived only after
 /// this time, since packets of different streams may overtake each other.
 const GRACE_NS: u64 = 20 * MILLISECOND;
-/// Batches that are read before timers have their turn.
-const BATCHES: usize = 8;
+/// Batches that are read in one beat, so that a flood of requests cannot keep
+/// the prober from its own work.
+const BATCHES: usize = 32;
+/// Room for requests that come between two beats, bytes.
+const ROOM_BYTES: usize = 1 << 20;
 
 /// The responder.
 #[derive(Debug)]
 pub(super) struct Responder {
-    sockets: Vec<AsyncFd<Socket>>,
-    /// A socket had more than was read.
-    backlog: bool,
+    sockets: Vec<Socket>,
     epoch: u64,
     askers: HashMap<PeerId, Asker>,
     /// Who told of its streams since the last look.
@@ -84,15 +81,17 @@ impl Responder {
             (Domain::IPV4, SocketAddr::from(([0; 4], port))),
             (Domain::IPV6, SocketAddr::from(([0_u16; 8], port))),
         ] {
-            match Socket::udp(domain, port).and_then(watch) {
-                Ok(socket) => sockets.push(socket),
+            match Socket::udp(domain, port) {
+                Ok(socket) => {
+                    socket.make_room(ROOM_BYTES);
+                    sockets.push(socket);
+                }
                 Err(error) if domain == Domain::IPV6 && lacks_ipv6(&error) => {}
                 Err(error) => return Err((wildcard, error)),
             }
         }
         Ok(Self {
             sockets,
-            backlog: false,
             epoch,
             askers: HashMap::new(),
             told: Vec::new(),
@@ -107,36 +106,13 @@ impl Responder {
         self.askers.retain(|&peer, _| keep(peer));
     }
 
-    /// Waits until something came.
-    pub(super) async fn readable(&self) -> io::Result<()> {
-        if self.backlog {
-            return Ok(());
-        }
-        poll_fn(|context| {
-            let mut result = Poll::Pending;
-            for socket in &self.sockets {
-                if let Poll::Ready(ready) = socket.poll_read_ready(context) {
-                    // What came will be read until nothing is left.
-                    result = Poll::Ready(ready.map(|mut guard| guard.clear_ready()));
-                }
-            }
-            result
-        })
-        .await
-    }
-
     /// Reads what came and answers it.
     pub(super) fn answer(&mut self, own: &OwnStatus, journal: &mut Journal) -> io::Result<()> {
-        self.backlog = false;
         for position in 0..self.sockets.len() {
-            for batch in 1.. {
+            for _ in 0..BATCHES {
                 let more = self.read(position, journal)?;
                 self.reply(position, own, journal);
                 if !more {
-                    break;
-                }
-                if batch == BATCHES {
-                    self.backlog = true;
                     break;
                 }
             }
@@ -147,7 +123,7 @@ impl Responder {
     /// Reads one batch and records all of it, before any of it is answered:
     /// replies then tell of everything that came with their requests.
     fn read(&mut self, position: usize, journal: &mut Journal) -> io::Result<bool> {
-        let Some(socket) = self.sockets.get_mut(position).map(AsyncFd::get_mut) else {
+        let Some(socket) = self.sockets.get_mut(position) else {
             return Ok(false);
         };
         let (count, more) = match self.inbox.read(socket) {
@@ -201,7 +177,7 @@ impl Responder {
     /// Answers what was read: from the address that was asked, to the address
     /// and port that asked.
     fn reply(&mut self, position: usize, own: &OwnStatus, journal: &mut Journal) {
-        let Some(socket) = self.sockets.get(position).map(AsyncFd::get_ref) else { return };
+        let Some(socket) = self.sockets.get(position) else { return };
         for work in self.work.drain(..) {
             let windows;
             let status = if work.request.stream == Stream::Underlay {
@@ -242,15 +218,6 @@ impl Responder {
             }
         });
     }
-}
-
-/// Has tokio wake this task up when a packet comes; not also whenever one was
-/// sent, as it would by default.
-fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
-    // SAFETY: the socket owns its descriptor, which stays open and the same
-    // until it is dropped; nothing here replaces the socket inside.
-    let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-    watched.map_err(io::Error::from)
 }
 
 /// Whether the host has no IPv6: built without it, or switched off.

@@ -71,6 +71,12 @@ impl Socket {
         }
     }
 
+    /// Asks for a receive buffer of this size. The kernel grants up to
+    /// net.core.rmem_max, and drops what does not fit count as such.
+    pub(super) fn make_room(&self, bytes: usize) {
+        let _ = self.inner.set_recv_buffer_size(bytes);
+    }
+
     /// Sets how packets treat path MTUs.
     pub(super) fn set_path_mtu(&self, domain: Domain, path_mtu: PathMtu) -> io::Result<()> {
         let v6 = domain == Domain::IPV6;
@@ -170,6 +176,7 @@ struct Slot {
     control: [u8; CONTROL_BYTES],
     name: [u8; NAME_BYTES as usize],
     bytes: [u8; READ_BYTES],
+    name_length: usize,
     control_length: usize,
     length: usize,
 }
@@ -219,6 +226,7 @@ impl Inbox {
             control: [0; CONTROL_BYTES],
             name: [0; NAME_BYTES as usize],
             bytes: [0; READ_BYTES],
+            name_length: 0,
             control_length: 0,
             length: 0,
         };
@@ -247,8 +255,6 @@ impl Inbox {
         for ((header, vector), slot) in
             headers.iter_mut().zip(&mut vectors).zip(self.slots.iter_mut())
         {
-            // An entry of the error queue may come without an address.
-            slot.name = [0; NAME_BYTES as usize];
             vector.iov_base = slot.bytes.as_mut_ptr().cast();
             vector.iov_len = READ_BYTES;
             let header = &mut header.msg_hdr;
@@ -272,6 +278,7 @@ impl Inbox {
         };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         for (slot, header) in self.slots.iter_mut().zip(&headers).take(count) {
+            slot.name_length = header.msg_hdr.msg_namelen as usize;
             slot.control_length = header.msg_hdr.msg_controllen as _;
             slot.length = header.msg_len as usize;
         }
@@ -282,7 +289,8 @@ impl Inbox {
     pub(super) fn packet(&self, position: usize) -> Option<Datagram<'_>> {
         let slot = self.slots.get(position)?;
         Some(Datagram {
-            from: socket_address(&slot.name)?,
+            // An entry of the error queue may come without an address.
+            from: socket_address(slot.name.get(..slot.name_length)?)?,
             bytes: slot.bytes.get(..slot.length.min(READ_BYTES))?,
             length: slot.length,
             note: note_of(slot.control.get(..slot.control_length)?),

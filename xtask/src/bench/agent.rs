@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::netns::{Netns, Running};
 use super::table::{Line, Samples, draw};
-use super::{http, megabytes, process};
+use super::{http, megabytes, netns, process};
 use crate::interrupt::sleep_until;
 use crate::output::Output;
 use crate::shell::{self, build_release, target};
@@ -68,7 +68,7 @@ pub(super) fn bench(output: Output) -> Result<()> {
     lines.extend(stage.measure_http("/health", ["/health, p50, ms", "/health, p99, ms"])?);
     // What an agent costs that lost its peers on the way would be no result.
     let health = stage.health()?;
-    ensure!(health.peers.healthy == PEERS, "the peers were fine, yet: {}", health.summary);
+    ensure!(health.is_fine(), "the mesh is healthy, yet the agent says: {}", health.summary);
     match output {
         Output::Text => print!("one agent, {PEERS} peers, 64 probes/s\n\n{}", draw(&lines)),
         Output::Json => {
@@ -90,8 +90,9 @@ struct Stage {
 impl Stage {
     /// A node as flannel sets it up and, across a veth pair, all of its peers.
     fn build(release: &Path) -> Result<Self> {
-        let here = Netns::new("overlaywatch-bench-agent")?;
-        let peers = Netns::new("overlaywatch-bench-peers")?;
+        netns::clean()?;
+        let here = Netns::new("agent")?;
+        let peers = Netns::new("peers")?;
         here.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peers.name()))?;
         here.ip(&format!("addr add {AGENT_UNDERLAY}/30 dev eth0"))?;
         here.ip("link set eth0 up")?;
@@ -113,6 +114,8 @@ impl Stage {
             PEERS_UNDERLAY,
         ]))?;
         here.script(&setup)?;
+        // As on every node of a cluster; without it the agent would rightly complain.
+        here.script("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
 
         let mut simulator = Running(told(&peers).stdout(Stdio::piped()).spawn()?);
         let said = simulator.0.stdout.take().context("a piped child has a stdout")?;
@@ -144,7 +147,7 @@ impl Stage {
         while start.elapsed() < PATIENCE {
             // Until it listens and has observed, asking fails: that is no failure yet.
             match self.health() {
-                Ok(health) if health.peers.healthy == PEERS => return Ok(start.elapsed()),
+                Ok(health) if health.is_fine() => return Ok(start.elapsed()),
                 Ok(health) => last = health.summary,
                 Err(error) => last = format!("{error:#}"),
             }
@@ -220,8 +223,16 @@ fn rate(before: u64, after: u64, seconds: f64) -> f64 {
 /// The part of /health that is asked for here.
 #[derive(Deserialize)]
 struct Health {
+    status: String,
     summary: String,
     peers: Peers,
+}
+
+impl Health {
+    /// Every peer is proved healthy and nothing was found.
+    fn is_fine(&self) -> bool {
+        self.status == "pass" && self.peers.healthy == PEERS
+    }
 }
 
 #[derive(Deserialize)]

@@ -13,31 +13,55 @@ use nix::sys::signal::Signal;
 
 use crate::shell;
 
+/// Where `ip netns` keeps names.
+const NAMES: &str = "/run/netns";
+/// What names of ours begin with; the maker's process id and a role follow.
+const PREFIX: &str = "overlaywatch-bench-";
+
+/// Removes the namespaces of benchmarks that were killed: those whose process
+/// has gone. Others may be measuring right now.
+pub(crate) fn clean() -> Result<()> {
+    let Ok(names) = Path::new(NAMES).read_dir() else { return Ok(()) };
+    for name in names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        let maker = maker(&name);
+        if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            shell::output(Command::new("ip").args(["netns", "delete", &name]))?;
+            eprintln!("removed {name}, left by a benchmark that was killed");
+        }
+    }
+    Ok(())
+}
+
+/// The process that made the namespace of this name, if it is one of ours.
+fn maker(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
+}
+
 /// A network namespace as `ip netns` makes it.
 pub(crate) struct Netns {
-    name: &'static str,
+    name: String,
 }
 
 impl Netns {
-    /// Makes it anew; one of this name that a killed run left is removed first.
-    pub(crate) fn new(name: &'static str) -> Result<Self> {
-        if Path::new("/run/netns").join(name).exists() {
-            shell::output(Command::new("ip").args(["netns", "delete", name]))?;
-        }
-        shell::output(Command::new("ip").args(["netns", "add", name]))?;
+    /// Makes one; `role` tells it from others of the same benchmark.
+    pub(crate) fn new(role: &str) -> Result<Self> {
+        let name = format!("{PREFIX}{}-{role}", std::process::id());
+        shell::output(Command::new("ip").args(["netns", "add", &name]))?;
         let netns = Self { name };
         netns.ip("link set lo up")?;
         Ok(netns)
     }
 
     /// Its name.
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs `ip` in it; returns what it printed.
     pub(crate) fn ip(&self, arguments: &str) -> Result<String> {
-        shell::output(Command::new("ip").args(["-n", self.name]).args(arguments.split_whitespace()))
+        shell::output(
+            Command::new("ip").args(["-n", &self.name]).args(arguments.split_whitespace()),
+        )
     }
 
     /// Runs a shell's script in it, however long that is.
@@ -56,7 +80,7 @@ impl Netns {
     /// however that ends.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.name]).arg(program);
+        command.args(["netns", "exec", &self.name]).arg(program);
         // SAFETY: between fork and exec only prctl(2) is called, which is
         // async-signal-safe; the setting survives execve(2) (PR_SET_PDEATHSIG(2const)).
         unsafe {
@@ -67,7 +91,7 @@ impl Netns {
 
     /// Runs `work` on a thread in it.
     pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let netns = File::open(Path::new("/run/netns").join(self.name))?;
+        let netns = File::open(Path::new(NAMES).join(&self.name))?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
@@ -80,7 +104,8 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = shell::output(Command::new("ip").args(["netns", "delete", self.name])) {
+        if let Err(error) = shell::output(Command::new("ip").args(["netns", "delete", &self.name]))
+        {
             eprintln!("{error:#}; remove it by hand");
         }
     }
@@ -94,5 +119,18 @@ impl Drop for Running {
         // Both fail only for a process that has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_have_a_maker() {
+        assert_eq!(maker("overlaywatch-bench-4711-agent"), Some(4711));
+        for name in ["overlaywatch-bench-agent", "owlab-4711-node", "4711-agent", "cni-1234"] {
+            assert_eq!(maker(name), None, "{name}");
+        }
     }
 }

@@ -7,13 +7,18 @@ mod probe;
 mod route;
 mod tunnel;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::catalog::Code;
 use crate::delta::Delta;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
-use crate::model::{IfIndex, Peer, PeerId, PeerTunnel, Route, RouteTable, Tunnel, table};
+use crate::model::{
+    FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route, RouteTable,
+    Tunnel, table,
+};
 use crate::pairs::{PairView, StreamView};
 use crate::policy::Policy;
 use crate::probing::Stream;
@@ -41,17 +46,75 @@ struct Context<'a> {
     now: &'a Snapshot,
 }
 
-/// Runs all rules.
+/// Tables in which the rules found nothing: while they are the very same, there
+/// is nothing to be found in them again.
+#[derive(Debug, Default)]
+pub struct Memo {
+    clean: Option<Tables>,
+}
+
+/// What the rules on tables look at.
+#[derive(Debug)]
+struct Tables {
+    tunnels: Arc<Vec<Tunnel>>,
+    peers: Arc<Vec<Peer>>,
+    routes: Arc<RouteTable>,
+    rules: Arc<Vec<PolicyRule>>,
+    neighbours: Arc<BTreeMap<(IfIndex, IpAddr), Neighbour>>,
+    fdb: Arc<BTreeMap<FdbKey, FdbEntry>>,
+}
+
+impl Tables {
+    /// All of them; none while one is missing.
+    fn of(snapshot: &Snapshot) -> Option<Self> {
+        Some(Self {
+            tunnels: Arc::clone(snapshot.tunnels.seen()?),
+            peers: Arc::clone(&snapshot.peers),
+            routes: Arc::clone(snapshot.routes.seen()?),
+            rules: Arc::clone(snapshot.rules.seen()?),
+            neighbours: Arc::clone(snapshot.neighbours.seen()?),
+            fdb: Arc::clone(snapshot.fdb.seen()?),
+        })
+    }
+
+    fn are_the_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tunnels, &other.tunnels)
+            && Arc::ptr_eq(&self.peers, &other.peers)
+            && Arc::ptr_eq(&self.routes, &other.routes)
+            && Arc::ptr_eq(&self.rules, &other.rules)
+            && Arc::ptr_eq(&self.neighbours, &other.neighbours)
+            && Arc::ptr_eq(&self.fdb, &other.fdb)
+    }
+}
+
+/// Runs all rules; what the policy silences is as if it were not there.
 #[must_use]
-pub fn run(delta: Delta<'_>, _policy: &Policy) -> Verdicts {
+pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
     let context = Context { delta, now: delta.now };
     let mut verdicts = Verdicts::default();
+    on_tables(&context, memo, &mut verdicts);
     host::judge(&context, &mut verdicts);
     tunnel::judge(&context, &mut verdicts);
-    neighbour::judge(&context, &mut verdicts);
-    route::judge(&context, &mut verdicts);
     probe::judge(&context, &mut verdicts);
+    verdicts.findings.retain(|finding| !policy.silenced.contains(&finding.code));
     verdicts
+}
+
+/// The rules that go through the kernel's tables peer by peer.
+fn on_tables(context: &Context<'_>, memo: &mut Memo, verdicts: &mut Verdicts) {
+    let tables = Tables::of(context.now);
+    if let (Some(clean), Some(tables)) = (&memo.clean, &tables)
+        && clean.are_the_same(tables)
+    {
+        return;
+    }
+    neighbour::judge(context, verdicts);
+    route::judge(context, verdicts);
+    // Of departed peers time decides, too.
+    let is_clean = verdicts.findings.is_empty()
+        && verdicts.blind.is_empty()
+        && !context.now.peers.iter().any(Peer::has_departed);
+    memo.clean = tables.filter(|_| is_clean);
 }
 
 impl Verdicts {

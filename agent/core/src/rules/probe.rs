@@ -26,8 +26,15 @@ const OVERLAY_ONLY: f64 = 0.01;
 const MINUTE: u32 = 60;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let lossy = |peer: &&Peer| {
+        context.pair(peer).is_some_and(|pair| pair.streams.values().any(StreamView::is_lossy))
+    };
+    let lossy: Vec<&Peer> = context.now.peers.iter().filter(lossy).collect();
+    if lossy.is_empty() {
+        return;
+    }
     isolated(context, verdicts);
-    for peer in context.now.peers.iter() {
+    for peer in lossy {
         let Some(underlay) = context.stream(peer, Stream::Underlay) else { continue };
         if is_dead(&underlay.run, DEAD_RUN) {
             silent(context, peer, underlay, verdicts);

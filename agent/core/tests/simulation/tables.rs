@@ -14,6 +14,7 @@ use overlaywatch_core::fact::Gap;
 use overlaywatch_core::finding::{Direction, Subject};
 use overlaywatch_core::ladder::Hop;
 use overlaywatch_core::model::{Encapsulation, Host, PeerId, RouteKind};
+use overlaywatch_core::policy::Policy;
 
 const VICTIM: u32 = 1;
 
@@ -250,6 +251,15 @@ fn a_node_that_lost_all_its_entries_is_not_alone_in_the_world() {
         let codes: Vec<Code> = causes(&diagnosis).iter().map(|a| a.finding.code).collect();
         assert_eq!(codes, [Code::RouteMissing; 3]);
     }
+}
+
+#[test]
+fn what_is_silenced_is_not_said() {
+    let mut world = World::new(4);
+    let silenced = BTreeSet::from([Code::ForwardingOff]);
+    world.set(Policy { silenced, ..Policy::default() });
+    world.tell(Update::Host(Box::new(Host { ipv4_forwarding: Some(false), ..Host::default() })));
+    assert_eq!(world.run(12, &mut |_| false).status, Status::Pass);
 }
 
 #[test]

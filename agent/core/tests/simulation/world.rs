@@ -171,6 +171,12 @@ impl World {
         self.assembly.fold(update, self.now);
     }
 
+    /// Another policy is in force.
+    pub(crate) fn set(&mut self, policy: Policy) {
+        self.policy = policy.clone();
+        self.tell(Update::Policy(Box::new(policy)));
+    }
+
     /// The peer's agent restarts.
     pub(crate) fn restart(&mut self, peer: PeerId) {
         *self.epochs.entry(peer).or_default() += 1;
