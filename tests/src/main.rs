@@ -128,12 +128,13 @@ fn act(command: Command) -> Result<bool> {
     }
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     interrupt::install()?;
-    let removed = identity::clean()?;
+    let cleaned = identity::clean()?;
     match command {
         Command::List(_) => Ok(true),
         Command::Clean => {
             let mut out = io::stdout().lock();
-            removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
+            cleaned.removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
+            ensure!(cleaned.stuck.is_empty(), "cannot remove {}", cleaned.stuck.join(", "));
             Ok(true)
         }
         Command::Run(args) => run(args),
