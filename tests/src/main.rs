@@ -1,7 +1,7 @@
 //! The lab's command line. `cargo xtask lab` calls it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,9 +56,13 @@ struct ListArgs {
 struct RunArgs {
     /// Faults of this name, else those whose name contains it [default: all]
     pattern: Option<String>,
-    #[command(flatten)]
-    cluster: ClusterArgs,
-    /// Clusters side by side [default: twice the cores, at most 4]
+    /// The agent to judge
+    #[arg(long, value_name = "PATH", default_value = BINARY)]
+    binary: PathBuf,
+    /// Whose overlay to build [default: each shape in turn]
+    #[arg(long, value_enum)]
+    shape: Option<Shape>,
+    /// Clusters side by side [default: four times the cores, at most 16]
     #[arg(long)]
     jobs: Option<usize>,
     /// Where recordings and logs of failed runs are kept
@@ -69,10 +73,13 @@ struct RunArgs {
     output: Output,
 }
 
+/// Where Cargo leaves the agent.
+const BINARY: &str = "target/release/overlaywatch";
+
 #[derive(Debug, Args)]
 struct ClusterArgs {
     /// The agent to judge
-    #[arg(long, value_name = "PATH", default_value = "target/release/overlaywatch")]
+    #[arg(long, value_name = "PATH", default_value = BINARY)]
     binary: PathBuf,
     /// Whose overlay to build
     #[arg(long, value_enum, default_value = "flannel")]
@@ -137,7 +144,7 @@ fn act(command: Command) -> Result<bool> {
             ensure!(cleaned.stuck.is_empty(), "cannot remove {}", cleaned.stuck.join(", "));
             Ok(true)
         }
-        Command::Run(args) => run(args),
+        Command::Run(args) => run(&args),
         Command::Demo(args) => demonstrate(args),
         Command::Record(args) => {
             record_all(&args)?;
@@ -176,10 +183,17 @@ fn list(args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
-fn run(args: RunArgs) -> Result<bool> {
+fn run(args: &RunArgs) -> Result<bool> {
     let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
-    let settings =
-        Settings { binary: binary(&args.cluster)?, shape: args.cluster.shape, keep: args.keep };
+    let binary = binary(&args.binary)?;
+    let shapes = args.shape.map_or_else(|| Shape::value_variants().to_vec(), |shape| vec![shape]);
+    let runs: Vec<(&'static Fault, Settings)> = shapes
+        .into_iter()
+        .flat_map(|shape| {
+            let settings = Settings { binary: binary.clone(), shape, keep: args.keep.clone() };
+            faults.iter().map(move |&fault| (fault, settings.clone()))
+        })
+        .collect();
     let jobs = args.jobs.map_or_else(run::default_jobs, Ok)?;
     let show = |row: &report::Row| {
         if args.output == Output::Text {
@@ -190,8 +204,8 @@ fn run(args: RunArgs) -> Result<bool> {
     if args.output == Output::Text {
         writeln!(io::stdout(), "{}", report::heading())?;
     }
-    let rows = run::side_by_side(&faults, jobs, |fault| {
-        let row = run::run(fault, &settings);
+    let rows = run::side_by_side(&runs, jobs, |(fault, settings)| {
+        let row = run::run(fault, settings);
         show(&row);
         row
     })?;
@@ -205,7 +219,7 @@ fn run(args: RunArgs) -> Result<bool> {
 }
 
 fn record_all(args: &RecordArgs) -> Result<()> {
-    let (binary, shape) = (binary(&args.cluster)?, args.cluster.shape);
+    let (binary, shape) = (binary(&args.cluster.binary)?, args.cluster.shape);
     let faults = chosen(&args.pattern)?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
         record::record(fault, shape, &binary, &args.into)
@@ -240,7 +254,7 @@ fn demonstrate(args: DemoArgs) -> Result<bool> {
     }
     let is_json = args.output == Output::Json;
     let demo = demo::Demo {
-        binary: binary(&args.cluster)?,
+        binary: binary(&args.cluster.binary)?,
         shape: args.cluster.shape,
         size,
         fault,
@@ -261,12 +275,12 @@ fn chosen(pattern: &str) -> Result<Vec<&'static Fault>> {
     Ok(faults)
 }
 
-fn binary(args: &ClusterArgs) -> Result<PathBuf> {
-    args.binary.canonicalize().with_context(|| {
+fn binary(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| {
         format!(
             "no agent at {}: build it (cargo build --release -p overlaywatch) or name it with \
              --binary",
-            args.binary.display()
+            path.display()
         )
     })
 }

@@ -37,26 +37,26 @@ pub struct Settings {
     pub keep: PathBuf,
 }
 
-/// Does `work` for each fault, `jobs` at a time, and gives what came of it in
-/// the order of `faults`.
+/// Does `work` for each item, `jobs` at a time, and gives what came of it in
+/// the order of `items`.
 ///
 /// # Errors
 /// When the end was asked for.
-pub fn side_by_side<T: Send>(
-    faults: &[&'static Fault],
+pub fn side_by_side<I: Sync, T: Send>(
+    items: &[I],
     jobs: usize,
-    work: impl Fn(&'static Fault) -> T + Sync,
+    work: impl Fn(&I) -> T + Sync,
 ) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(faults.len()));
+    let done = Mutex::new(Vec::with_capacity(items.len()));
     std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, faults.len().max(1)) {
+        for _ in 0..jobs.clamp(1, items.len().max(1)) {
             // Agents die with the thread that started them: a worker owns its clusters.
             scope.spawn(|| {
                 while !interrupt::is_requested() {
                     let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(fault) = faults.get(position) else { break };
-                    let result = work(fault);
+                    let Some(item) = items.get(position) else { break };
+                    let result = work(item);
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((position, result));
                 }
             });
@@ -409,5 +409,5 @@ fn settle_since(flows: &[Flow], since: Instant, well: impl Fn(usize, usize) -> b
 pub fn default_jobs() -> Result<usize> {
     let cores = std::thread::available_parallelism()
         .map_err(|error| anyhow!("cannot tell how many cores there are: {error}"))?;
-    Ok((cores.get() * 2).min(4))
+    Ok((cores.get() * 4).min(16))
 }
