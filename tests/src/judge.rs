@@ -127,9 +127,10 @@ pub struct Sample {
 }
 
 /// A finding that a node must show.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Wanted {
-    /// Who.
+    /// Who, as an index.
+    #[serde(skip)]
     pub node: usize,
     /// What.
     pub code: Code,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::fault::{Expected, Fault};
-use crate::judge::{About, Observed, Said};
+use crate::judge::{About, Observed, Said, Wanted};
 use crate::poll::name_of;
 use crate::topology::{Cluster, Shape};
 
@@ -38,13 +38,17 @@ pub struct Row {
 /// One expected finding, and what came.
 #[derive(Debug, Serialize)]
 pub struct Found {
-    /// Whose finding, as an index.
-    #[serde(skip)]
-    pub node: usize,
-    /// What was expected.
+    /// Whose finding.
+    pub node: String,
+    /// What was expected, for people.
     pub expected: String,
-    /// What that node said of it when verdicts had settled; else all it said.
+    /// What was expected.
+    pub wanted: Wanted,
+    /// What that node said of it when verdicts had settled, for people; else
+    /// all that it said.
     pub observed: String,
+    /// What that node said of it when verdicts had settled.
+    pub said: Option<Observed>,
     /// From the first lost packet.
     pub seconds_to_detect: Option<f64>,
 }
@@ -52,11 +56,13 @@ pub struct Found {
 impl Found {
     /// An expected finding and when it came.
     #[must_use]
-    pub fn new(expected: &Expected, time: Option<Duration>) -> Self {
+    pub fn new(expected: &Expected, wanted: &Wanted, time: Option<Duration>) -> Self {
         Self {
-            node: expected.node,
+            node: format!("node-{}", expected.node + 1),
             expected: expected.to_string(),
+            wanted: wanted.clone(),
             observed: String::new(),
+            said: None,
             seconds_to_detect: time.map(|time| time.as_secs_f64()),
         }
     }

@@ -119,7 +119,7 @@ fn judge(
     let first_lost = first_lost(&broken, injected)?;
     row.found = detect(fault, poll, &wanted, first_lost)?;
     interrupt::sleep(fault.limits.settle)?;
-    after_settling(fault, cluster, poll, &wanted, row)?;
+    after_settling(fault, cluster, poll, row)?;
     let told_from = poll.at(warm);
     unwanted(cluster, poll, told_from, &wanted, row)?;
     for flow in &spared {
@@ -220,29 +220,25 @@ fn detect(
     Ok(fault
         .expected
         .iter()
+        .zip(wanted)
         .zip(times)
-        .map(|(expected, time)| Found::new(expected, time))
+        .map(|((expected, wanted), time)| Found::new(expected, wanted, time))
         .collect())
 }
 
 /// What must hold once the verdicts had time to settle.
-fn after_settling(
-    fault: &Fault,
-    cluster: &Cluster,
-    poll: &Poll,
-    wanted: &[Wanted],
-    row: &mut Row,
-) -> Result<()> {
+fn after_settling(fault: &Fault, cluster: &Cluster, poll: &Poll, row: &mut Row) -> Result<()> {
     let heard = poll.heard()?;
-    for (found, wanted) in row.found.iter_mut().zip(wanted) {
-        let said = heard.timeline.now(found.node);
-        found.observed = match said.and_then(|said| said.named(wanted)) {
+    for found in &mut row.found {
+        let said = heard.timeline.now(found.wanted.node);
+        found.said = said.and_then(|said| said.named(&found.wanted)).cloned();
+        found.observed = match &found.said {
             Some(observed) => report::named(cluster, observed),
             None => report::findings(cluster, said),
         };
         if found.seconds_to_detect.is_none() {
             row.problems.push(format!("missing: {}", found.expected));
-        } else if !heard.timeline.stands(wanted) {
+        } else if !heard.timeline.stands(&found.wanted) {
             row.problems.push(format!("gone again although nothing healed: {}", found.expected));
         }
     }
