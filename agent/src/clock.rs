@@ -4,7 +4,7 @@ use nix::time::{ClockId, clock_gettime};
 use overlaywatch_core::time::{MILLISECOND, Mono, Now, SECOND, Wall};
 
 fn nanoseconds(clock: ClockId) -> u64 {
-    // clock_gettime(2) fails only for clocks that do not exist; these two always do.
+    // clock_gettime(2) fails only for clocks that do not exist; those asked for here always do.
     clock_gettime(clock).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
         let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
@@ -29,4 +29,10 @@ pub fn mono() -> Mono {
 #[must_use]
 pub fn realtime_ns() -> u64 {
     nanoseconds(ClockId::CLOCK_REALTIME)
+}
+
+/// Processor time that the calling thread has used so far, nanoseconds.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    nanoseconds(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -66,13 +67,22 @@ fn is_abandoned(name: &str) -> bool {
     u32::try_from(pid).is_ok_and(|pid| started(pid) != Some(start))
 }
 
+/// What a clean-up did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub stuck: Vec<String>,
+}
+
 /// Removes what labs that no longer run left behind, the processes in their
-/// namespaces included, and says what it was.
+/// namespaces included.
 ///
 /// # Errors
-/// When /run/netns or /proc cannot be read.
-pub fn clean() -> Result<Vec<String>> {
-    let mut removed = Vec::new();
+/// When /proc cannot be read.
+pub fn clean() -> Result<Cleaned> {
+    let mut cleaned = Cleaned::default();
     let abandoned = |directory: &str| -> Vec<PathBuf> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         entries
@@ -88,23 +98,30 @@ pub fn clean() -> Result<Vec<String>> {
         .collect();
     for pid in processes_in(&inodes)? {
         if kill(pid, Signal::SIGKILL).is_ok() {
-            removed.push(format!("process {pid}"));
+            cleaned.removed.push(format!("process {pid}"));
         }
     }
     for path in namespaces {
-        // Another lab may be at the same clean-up: what is gone is gone.
         let _ = umount2(&path, MntFlags::MNT_DETACH);
-        if fs::remove_file(&path).is_ok() {
-            removed.push(format!("namespace {}", path.display()));
-        }
+        cleaned.note("namespace", &path, fs::remove_file(&path));
     }
     for path in abandoned(RUN_DIRECTORY) {
-        if fs::remove_dir_all(&path).is_ok() {
-            removed.push(format!("directory {}", path.display()));
-        }
+        cleaned.note("directory", &path, fs::remove_dir_all(&path));
     }
     let _ = fs::remove_dir(RUN_DIRECTORY);
-    Ok(removed)
+    Ok(cleaned)
+}
+
+impl Cleaned {
+    fn note(&mut self, what: &str, path: &Path, outcome: io::Result<()>) {
+        let what = format!("{what} {}", path.display());
+        match outcome {
+            Ok(()) => self.removed.push(what),
+            // Another lab is at the same clean-up.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.stuck.push(format!("{what}: {error}")),
+        }
+    }
 }
 
 fn identity(metadata: &fs::Metadata) -> (u64, u64) {

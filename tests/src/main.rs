@@ -128,24 +128,19 @@ fn act(command: Command) -> Result<bool> {
     }
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     interrupt::install()?;
-    let removed = identity::clean()?;
+    let cleaned = identity::clean()?;
     match command {
         Command::List(_) => Ok(true),
         Command::Clean => {
             let mut out = io::stdout().lock();
-            removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
+            cleaned.removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
+            ensure!(cleaned.stuck.is_empty(), "cannot remove {}", cleaned.stuck.join(", "));
             Ok(true)
         }
         Command::Run(args) => run(args),
         Command::Demo(args) => demonstrate(args),
         Command::Record(args) => {
-            let binary = binary(&args.cluster)?;
-            for fault in chosen(&args.pattern)? {
-                let cases = record::record(fault, args.cluster.shape, &binary, &args.into)?;
-                for case in cases {
-                    writeln!(io::stdout(), "wrote {}", case.display())?;
-                }
-            }
+            record_all(&args)?;
             Ok(true)
         }
     }
@@ -183,12 +178,9 @@ fn list(args: &ListArgs) -> Result<()> {
 
 fn run(args: RunArgs) -> Result<bool> {
     let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
-    let settings = Settings {
-        binary: binary(&args.cluster)?,
-        shape: args.cluster.shape,
-        jobs: args.jobs.map_or_else(run::default_jobs, Ok)?,
-        keep: args.keep,
-    };
+    let settings =
+        Settings { binary: binary(&args.cluster)?, shape: args.cluster.shape, keep: args.keep };
+    let jobs = args.jobs.map_or_else(run::default_jobs, Ok)?;
     let show = |row: &report::Row| {
         if args.output == Output::Text {
             // A reader that went away does not stop the run.
@@ -198,7 +190,11 @@ fn run(args: RunArgs) -> Result<bool> {
     if args.output == Output::Text {
         writeln!(io::stdout(), "{}", report::heading())?;
     }
-    let rows = run::run_all(&faults, &settings, show)?;
+    let rows = run::side_by_side(&faults, jobs, |fault| {
+        let row = run::run(fault, &settings);
+        show(&row);
+        row
+    })?;
     let passed = rows.iter().filter(|row| row.is_pass()).count();
     if args.output == Output::Json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
@@ -206,6 +202,30 @@ fn run(args: RunArgs) -> Result<bool> {
         writeln!(io::stdout(), "{passed} of {} faults judged rightly", rows.len())?;
     }
     Ok(passed == rows.len())
+}
+
+fn record_all(args: &RecordArgs) -> Result<()> {
+    let (binary, shape) = (binary(&args.cluster)?, args.cluster.shape);
+    let faults = chosen(&args.pattern)?;
+    let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
+        record::record(fault, shape, &binary, &args.into)
+    })?;
+    let mut failed = 0;
+    for (fault, cases) in faults.iter().zip(recorded) {
+        match cases {
+            Ok(cases) => {
+                for case in cases {
+                    writeln!(io::stdout(), "wrote {}", case.display())?;
+                }
+            }
+            Err(error) => {
+                failed += 1;
+                writeln!(io::stderr(), "{}: {error:#}", fault.name)?;
+            }
+        }
+    }
+    ensure!(failed == 0, "{failed} of {} faults could not be recorded", faults.len());
+    Ok(())
 }
 
 fn demonstrate(args: DemoArgs) -> Result<bool> {

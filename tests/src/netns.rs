@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::{io, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -33,7 +35,7 @@ impl Netns {
     /// Without CAP_SYS_ADMIN, or when the name is taken.
     pub fn create(name: String, forwards: bool) -> Result<Self> {
         let path = Path::new(DIRECTORY).join(&name);
-        fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
+        prepare_directory()?;
         File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
         // A thread of its own: unshare(2) moves the calling thread for good.
         let made = thread::scope(|scope| {
@@ -174,6 +176,30 @@ impl Handle {
     pub fn join(&self) -> io::Result<()> {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
+}
+
+/// Makes [`DIRECTORY`] a shared mount as ip-netns(8) does, and before anybody
+/// else does it: a first `ip netns add` would bind the directory over itself
+/// while the lab runs, and hide the lab's mounts where nobody can undo them.
+fn prepare_directory() -> Result<()> {
+    let act = || -> Result<()> {
+        fs::create_dir_all(DIRECTORY)?;
+        // ip-netns(8) takes the same lock (iproute2 6.4).
+        let _alone = Flock::lock(File::open(DIRECTORY)?, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)?;
+        let none = None::<&str>;
+        let share = || mount(none, DIRECTORY, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+        match share() {
+            // EINVAL: not a mount point yet.
+            Err(Errno::EINVAL) => {
+                let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+                mount(Some(DIRECTORY), DIRECTORY, none, flags, none)?;
+                Ok(share()?)
+            }
+            done => Ok(done?),
+        }
+    };
+    act().with_context(|| format!("cannot make {DIRECTORY} a shared mount: the lab needs root"))
 }
 
 fn remove(path: &Path) {

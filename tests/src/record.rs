@@ -4,10 +4,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use overlaywatch_core::diagnose::{self, Active, Diagnosis};
+use overlaywatch_core::fact::Fact;
 use overlaywatch_core::finding::{Direction, Finding, Subject};
 use overlaywatch_core::policy::Policy;
 use overlaywatch_core::record::Recording;
@@ -20,6 +22,9 @@ use crate::judge::{About, Observed, Wanted};
 use crate::poll::{self, Poll};
 use crate::run::wait_until_ready;
 use crate::topology::{Cluster, Shape};
+
+/// What stands for a boot's identity: the nil UUID (RFC 9562, 5.9).
+const NO_BOOT: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Runs `fault` until its verdicts stand and saves recordings: one of each
 /// kind of finding that must come, and one of the first node where none must.
@@ -44,7 +49,9 @@ pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result
     let mut written = Vec::new();
     for index in tellers(&wanted) {
         let node = cluster.node(index)?;
-        let recording = Recording::from_json(&poll::fetch(node, "/v1/snapshot")?)?;
+        let mut recording = Recording::from_json(&poll::fetch(node, "/v1/snapshot")?)?;
+        recording.before.as_mut().into_iter().for_each(forget_machine);
+        forget_machine(&mut recording.now);
         let own: Vec<&Wanted> = wanted.iter().filter(|wanted| wanted.node == index).collect();
         let expectation = expectation(fault, index, &own, &recording)
             .with_context(|| format!("{} as {} recorded it", fault.name, node.name))?;
@@ -73,6 +80,18 @@ fn tellers(wanted: &[Wanted]) -> Vec<usize> {
         nodes.push(0);
     }
     nodes
+}
+
+/// A case says nothing of the machine that it was recorded on but the version
+/// of its kernel.
+fn forget_machine(snapshot: &mut Snapshot) {
+    if let Fact::Seen { value: host, .. } = &mut snapshot.host {
+        let host = Arc::make_mut(host);
+        NO_BOOT.clone_into(&mut host.boot_id);
+        if let Some((version, _flavour)) = host.kernel_release.split_once('-') {
+            host.kernel_release = version.to_owned();
+        }
+    }
 }
 
 /// One case: the two observations, the policy, and what must be said of them.

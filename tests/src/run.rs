@@ -33,42 +33,39 @@ pub struct Settings {
     pub binary: PathBuf,
     /// Whose shape the clusters have.
     pub shape: Shape,
-    /// How many clusters at a time.
-    pub jobs: usize,
     /// Where recordings and logs of failed runs are kept.
     pub keep: PathBuf,
 }
 
-/// Runs faults side by side, and calls `done` with each row as it comes. Rows
-/// are given back in the order of `faults`.
+/// Does `work` for each fault, `jobs` at a time, and gives what came of it in
+/// the order of `faults`.
 ///
 /// # Errors
 /// When the end was asked for.
-pub fn run_all(
+pub fn side_by_side<T: Send>(
     faults: &[&'static Fault],
-    settings: &Settings,
-    done: impl Fn(&Row) + Sync,
-) -> Result<Vec<Row>> {
+    jobs: usize,
+    work: impl Fn(&'static Fault) -> T + Sync,
+) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
-    let rows = Mutex::new(Vec::with_capacity(faults.len()));
+    let done = Mutex::new(Vec::with_capacity(faults.len()));
     std::thread::scope(|scope| {
-        for _ in 0..settings.jobs.clamp(1, faults.len().max(1)) {
+        for _ in 0..jobs.clamp(1, faults.len().max(1)) {
             // Agents die with the thread that started them: a worker owns its clusters.
             scope.spawn(|| {
                 while !interrupt::is_requested() {
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(fault) = faults.get(position) else { break };
-                    let row = run(fault, settings);
-                    done(&row);
-                    rows.lock().unwrap_or_else(PoisonError::into_inner).push((position, row));
+                    let result = work(fault);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((position, result));
                 }
             });
         }
     });
     ensure!(!interrupt::is_requested(), "interrupted");
-    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-    rows.sort_by_key(|(position, _)| *position);
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(position, _)| *position);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 /// Runs one fault. What goes wrong is in the row.

@@ -16,8 +16,9 @@ pub struct Closed;
 pub(super) struct Run {
     /// Whether it gave its facts.
     pub(super) succeeded: bool,
-    /// How long it took, nanoseconds.
-    pub(super) duration_ns: u64,
+    /// The processor time that it took, nanoseconds: what it costs the node,
+    /// however busy the node is otherwise.
+    pub(super) cpu_ns: u64,
 }
 
 /// Sends an update, waiting for room in the channel.
@@ -31,8 +32,9 @@ pub(super) fn metered(
     source: SourceId,
     work: impl FnOnce() -> Result<Update, SourceError>,
 ) -> Result<Run, Closed> {
-    let began = clock::mono();
+    let (began, cpu_before) = (clock::mono(), clock::thread_cpu_ns());
     let outcome = work();
+    let cpu_ns = clock::thread_cpu_ns().saturating_sub(cpu_before);
     let duration_ns = clock::mono().since(began);
     let succeeded = outcome.is_ok();
     let (gap, detail) = match outcome {
@@ -43,7 +45,7 @@ pub(super) fn metered(
         Err(error) => (Some(error.gap()), error.to_string()),
     };
     send(updates, Update::Source(SourceReport { source, gap, detail, duration_ns }))?;
-    Ok(Run { succeeded, duration_ns })
+    Ok(Run { succeeded, cpu_ns })
 }
 
 /// Reports once that a source is switched off.

@@ -156,7 +156,7 @@ impl Demo {
         let ready = Instant::now();
         let mut broken = self.fault.map(|fault| Broken::prepare(fault, &cluster)).transpose()?;
         let mut history = VecDeque::from([reports(&cluster)]);
-        let mut next = ready;
+        let mut next = ready + REDRAW;
         loop {
             let over = self.time.is_some_and(|time| ready.elapsed() >= time);
             if over || interrupt::is_requested() {
@@ -169,14 +169,14 @@ impl Demo {
                 next += REDRAW;
                 let pairs = self.look(&cluster, &mut history);
                 if self.live {
-                    self.draw(&cluster, &pairs, &poll, broken.as_ref())?;
+                    self.draw(&cluster, &pairs, &poll, broken.as_ref(), ready)?;
                 }
             }
             std::thread::sleep(TURN);
         }
         let pairs = self.look(&cluster, &mut history);
         if self.live {
-            self.draw(&cluster, &pairs, &poll, broken.as_ref())?;
+            self.draw(&cluster, &pairs, &poll, broken.as_ref(), ready)?;
         }
         Ok(Shown {
             shape: self.shape,
@@ -222,6 +222,7 @@ impl Demo {
         pairs: &[Pair],
         poll: &Poll,
         broken: Option<&Broken>,
+        ready: Instant,
     ) -> Result<()> {
         let mut text = String::new();
         if self.redraws {
@@ -231,15 +232,18 @@ impl Demo {
         text.push_str(&table::draw(pairs, self.redraws));
         {
             let heard = poll.heard()?;
-            for (node, summary) in cluster.nodes.iter().zip(&heard.summaries) {
-                text.push_str(&format!("{:8} {summary}\n", node.name));
+            for summary in &heard.summaries {
+                text.push_str(&format!("{summary}\n"));
             }
         }
         if let Some(broken) = broken {
-            text.push_str(&broken.line(poll)?);
+            text.push_str(&broken.line(poll, ready)?);
         }
-        for node in &cluster.nodes {
-            text.push_str(&format!("  {}\n", poll::curl(node)));
+        if self.redraws {
+            // The greeting was wiped off.
+            for node in &cluster.nodes {
+                text.push_str(&format!("  {}\n", poll::curl(node)));
+            }
         }
         let mut out = io::stdout().lock();
         writeln!(out, "{text}")?;
@@ -281,9 +285,10 @@ impl Broken {
     }
 
     /// How it goes, in a line.
-    fn line(&self, poll: &Poll) -> Result<String> {
+    fn line(&self, poll: &Poll, ready: Instant) -> Result<String> {
         let Some(injected) = self.injected else {
-            return Ok(format!("{} comes soon\n", self.fault.name));
+            let left = FAULT_AFTER.saturating_sub(ready.elapsed()).as_secs();
+            return Ok(format!("{} comes in {left} s\n", self.fault.name));
         };
         let ago = injected.elapsed().as_secs();
         let mut line = format!("{}: {}, {ago} s ago\n", self.fault.name, self.fault.about);

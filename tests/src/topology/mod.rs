@@ -77,7 +77,8 @@ impl Cluster {
     /// Without root, without iproute2, or when `size` is not in [`SIZES`].
     pub fn build(shape: Shape, size: usize) -> Result<Self> {
         static RUNS: AtomicU32 = AtomicU32::new(1);
-        ensure!(SIZES.contains(&size), "a cluster has {SIZES:?} nodes, not {size}");
+        let (least, most) = (SIZES.start(), SIZES.end());
+        ensure!(SIZES.contains(&size), "a cluster has {least} to {most} nodes, not {size}");
         let run = format!("r{}", RUNS.fetch_add(1, Ordering::Relaxed));
         let directory = RunDirectory(identity::run_directory(&run)?);
         let prefix = format!("{}-{run}", identity::own()?);

@@ -2,6 +2,7 @@
 
 use super::{Context, Verdicts};
 use crate::catalog::Code;
+use crate::fact::Fact;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
 use crate::model::{Encapsulation, Peer, PeerTunnel, Tunnel};
@@ -14,6 +15,8 @@ use crate::time::{MILLISECOND, SECOND};
 /// A run of losses is a dead path only when it lasted this long: two seconds
 /// of the probing plan were touched, so that no microburst can look like it.
 const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
+/// How long a verdict waits for device counters that are newer than the losses.
+const COUNTERS_NS: u64 = 3 * SECOND;
 /// Losses of the sparser streams (full-sized, echo) that make a dead path; for
 /// echo, beside an underlay stream that is dead already.
 const SPARSE_DEAD_RUN: u32 = 3;
@@ -162,7 +165,9 @@ fn overlay(
     if is_dead(&small.run, DEAD_RUN) && answered_since {
         let tunnel =
             context.now.tunnels.seen().and_then(|t| t.iter().find(|t| t.index == leads.index));
-        verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));
+        if !outbound(small) || counters_tell(context, small) {
+            verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));
+        }
         return;
     }
     if gray(small) && !gray(underlay) {
@@ -189,6 +194,21 @@ fn overlay(
     }
 }
 
+fn outbound(view: &StreamView) -> bool {
+    view.run.outbound > view.run.inbound
+}
+
+/// Whether device counters were read late enough to have seen the losses, or
+/// will not be in time for the verdict.
+fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
+    let first = small.run.first;
+    let read_since = match &context.now.links {
+        Fact::Seen { at, .. } => at.since(first) >= DEAD_SPAN_NS,
+        Fact::Absent { .. } | Fact::Missing(_) => true,
+    };
+    read_since || context.at().since(first) >= COUNTERS_NS
+}
+
 /// The overlay to the peer is dead and the underlay is not.
 fn dead(
     context: &Context<'_>,
@@ -207,12 +227,11 @@ fn dead(
         evidence.push(Evidence::Refused { stream, error, count });
     }
     let direction = direction(small);
-    let outbound = small.run.outbound > small.run.inbound;
-    let moved = tunnel.filter(|_| outbound).and_then(|t| context.delta.device(t.index));
+    let moved = tunnel.filter(|_| outbound(small)).and_then(|t| context.delta.device(t.index));
     let filtered = small.refused.is_some_and(|(error, _)| error == SendError::Filtered);
-    // The device refused at least as much as half of what was lost lately.
+    // The device refused a good part of what was lost: its counters may be older.
     let dropped = moved.filter(|moved| {
-        moved.tx_lost >= 3 && moved.tx_lost * 2 >= u64::from(small.recent.lost_outbound)
+        moved.tx_lost >= 3 && moved.tx_lost * 3 >= u64::from(small.recent.lost_outbound)
     });
     let (code, hop) = if filtered {
         (Code::LocalOutputDrop, Some(Segment { from: Hop::Sent, to: Hop::Encapsulated }))
@@ -245,8 +264,9 @@ fn direction(view: &StreamView) -> Option<Direction> {
     match (view.run.outbound, view.run.inbound) {
         (0, 0) => None,
         (out, back) if out * 4 < back => Some(Direction::Inbound),
-        (_, 0) if view.unseen_inbound >= SPARSE_DEAD_RUN => Some(Direction::Both),
-        (out, back) if back * 4 < out => Some(Direction::Outbound),
+        (out, back) if back * 4 < out && view.unseen_inbound < SPARSE_DEAD_RUN => {
+            Some(Direction::Outbound)
+        }
         _ => Some(Direction::Both),
     }
 }

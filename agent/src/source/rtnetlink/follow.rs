@@ -16,7 +16,7 @@ use crate::clock;
 use crate::source::SourceError;
 use crate::source::meter::{Closed, Run, metered, send};
 
-/// After a dump a source rests for this many times the dump's duration: no
+/// After a dump a source rests for this many times the dump's processor time: no
 /// table, however large and restless, costs more than a twentieth of a core.
 const REST: u64 = 20;
 /// And for this many times before it dumps without a reason: on a node with
@@ -117,9 +117,9 @@ impl<F: Feed> Follower<F> {
 
     fn schedule(&mut self, run: Run) {
         let now = clock::mono();
-        let rest_ns = run.duration_ns.saturating_mul(REST);
+        let rest_ns = run.cpu_ns.saturating_mul(REST);
         let pause_ns = if run.succeeded && !self.in_doubt {
-            self.interval_ns.max(run.duration_ns.saturating_mul(PERIOD))
+            self.interval_ns.max(run.cpu_ns.saturating_mul(PERIOD))
         } else {
             self.interval_ns.min(SOON_NS).max(rest_ns)
         };
