@@ -43,7 +43,11 @@ pub(crate) const ROWS: &[Row] = &[
         "the model is what all others speak in, so it knows nothing but time",
     ),
     row("core::fact", &["core::time"], "a fact is a value and a time, whatever the value"),
-    row("core::policy", &["core::model"], "expectations are stated in the model's words alone"),
+    row(
+        "core::policy",
+        &["core::catalog", "core::model"],
+        "expectations are stated in the words of the model and the catalog, nothing else",
+    ),
     row(
         "core::probing",
         &["core::ladder", "core::model", "core::pairs", "core::plan", "core::time"],
