@@ -247,7 +247,7 @@ pub static CATALOG: [Entry; 26] = [
         slug: "stale-vtep-mac",
         title: "packets go to a VTEP MAC that the peer no longer has",
         severity: Severity::Critical,
-        raise_after_ms: 3000,
+        raise_after_ms: 2500,
         clear_after_seconds: 5,
         parents: &[DEVICES, &[Code::RemoteTunnelDown], PEER],
         meaning: "The peer's tunnel device has another MAC than this node's neighbour and forwarding entries say, so the peer drops what it decapsulates as meant for another host.",

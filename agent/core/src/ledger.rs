@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::catalog::Code;
 use crate::diagnose::Active;
-use crate::finding::{Finding, FindingKey, Subject};
+use crate::finding::{Direction, Finding, FindingKey, Subject};
+use crate::ladder::Segment;
 use crate::rules::Verdicts;
 use crate::time::{MILLISECOND, Mono, Now, SECOND};
 
@@ -15,11 +16,29 @@ const EVALUATIONS: u32 = 2;
 #[derive(Clone, Debug)]
 struct Entry {
     finding: Finding,
+    /// Another direction or place, seen once: at the end of a fault the last
+    /// losses tell less than those before.
+    other: Option<(Option<Direction>, Option<Segment>)>,
     first_seen: Mono,
     last_seen: Mono,
     evaluations: u32,
     raised: bool,
     parent: Option<FindingKey>,
+}
+
+impl Entry {
+    /// Takes the latest evidence; another direction or place only when two
+    /// evaluations in a row agree on it.
+    fn take(&mut self, finding: Finding) {
+        let place = (finding.direction, finding.hop);
+        let is_the_same = place == (self.finding.direction, self.finding.hop);
+        if is_the_same || !self.raised || self.other == Some(place) {
+            self.finding = finding;
+            self.other = None;
+        } else {
+            self.other = Some(place);
+        }
+    }
 }
 
 /// All findings that are in force or on their way to it.
@@ -42,13 +61,14 @@ impl Ledger {
         for finding in verdicts.findings {
             let entry = self.entries.entry(finding.key()).or_insert_with(|| Entry {
                 finding: finding.clone(),
+                other: None,
                 first_seen: at,
                 last_seen: at,
                 evaluations: 0,
                 raised: false,
                 parent: None,
             });
-            entry.finding = finding;
+            entry.take(finding);
             entry.last_seen = at;
             entry.evaluations = entry.evaluations.saturating_add(1);
         }
