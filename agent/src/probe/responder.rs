@@ -1,7 +1,7 @@
 //! Answers the probes of peers and remembers which of them arrived.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,6 +22,10 @@ const CREDIT_NS: u64 = 100 * COST_NS;
 /// What a peer says of its streams is compared with what arrived only after
 /// this time, since packets of different streams may overtake each other.
 const GRACE_NS: u64 = 20 * MILLISECOND;
+/// Runs of one peer that are told apart: its agent and a one-shot check.
+const RUNS: usize = 2;
+/// Runs that are remembered only to be refused.
+const FORMER_RUNS: usize = 4;
 /// Batches that are read in one beat, so that a flood of requests cannot keep
 /// the prober from its own work.
 const BATCHES: usize = 32;
@@ -56,12 +60,21 @@ struct Work {
 /// A peer as the responder knows it.
 #[derive(Debug)]
 struct Asker {
-    epoch: u64,
-    /// The epoch before this one: its stragglers must not bring it back.
-    former: Option<u64>,
-    heard: Vec<Heard>,
+    /// Whoever asks from there: its agent and, now and then, a one-shot check.
+    runs: Vec<Run>,
+    /// Runs that made way: their stragglers must not bring them back.
+    former: VecDeque<u64>,
     credit_ns: u64,
     credited: Mono,
+}
+
+/// One run of a program that probes, told by its epoch.
+#[derive(Debug)]
+struct Run {
+    epoch: u64,
+    /// When it last asked.
+    at: Mono,
+    heard: Vec<Heard>,
     /// When it told what it sent, and what.
     told: Option<(Mono, Vec<(Stream, u32)>)>,
 }
@@ -149,11 +162,10 @@ impl Responder {
             };
             let admitted = journal.peer(packet.from.ip()).and_then(|peer| {
                 let at = clocks.when(received_ns);
-                let asker =
-                    self.askers.entry(peer).or_insert_with(|| Asker::new(request.epoch, at));
-                let had_told = asker.told.is_some();
+                let asker = self.askers.entry(peer).or_insert_with(|| Asker::new(at));
+                let had_told = asker.has_told();
                 let received = asker.admit(&request, at);
-                if asker.told.is_some() && !had_told {
+                if asker.has_told() && !had_told {
                     self.told.push(peer);
                 }
                 Ok((peer, received?))
@@ -181,7 +193,9 @@ impl Responder {
         for work in self.work.drain(..) {
             let windows;
             let status = if work.request.stream == Stream::Underlay {
-                windows = self.askers.get(&work.peer).map(Asker::windows).unwrap_or_default();
+                let asker = self.askers.get(&work.peer);
+                let run = asker.and_then(|asker| asker.run(work.request.epoch));
+                windows = run.map(Run::windows).unwrap_or_default();
                 Some(Status { epoch: self.epoch, windows: &windows, own })
             } else {
                 None
@@ -203,19 +217,20 @@ impl Responder {
         let askers = &mut self.askers;
         self.told.retain(|&peer| {
             let Some(asker) = askers.get_mut(&peer) else { return false };
-            match asker.told.take_if(|(at, _)| now.since(*at) >= GRACE_NS) {
-                Some((at, sent)) => {
-                    let streams = sent.iter().map(|&(stream, highest)| Passage {
-                        stream,
-                        sent_highest: highest,
-                        received: asker.window(stream),
-                    });
-                    let streams = streams.collect();
-                    journal.events.push(ProbeEvent::Asked { peer, at, streams });
-                    false
-                }
-                None => asker.told.is_some(),
+            for run in &mut asker.runs {
+                let Some((at, sent)) = run.told.take_if(|(at, _)| now.since(*at) >= GRACE_NS)
+                else {
+                    continue;
+                };
+                let streams = sent.iter().map(|&(stream, highest)| Passage {
+                    stream,
+                    sent_highest: highest,
+                    received: run.window(stream),
+                });
+                let streams = streams.collect();
+                journal.events.push(ProbeEvent::Asked { peer, at, streams });
             }
+            asker.has_told()
         });
     }
 }
@@ -226,28 +241,52 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 }
 
 impl Asker {
-    fn new(epoch: u64, now: Mono) -> Self {
-        Self {
-            epoch,
-            former: None,
-            heard: Vec::new(),
-            credit_ns: CREDIT_NS,
-            credited: now,
-            told: None,
-        }
+    fn new(now: Mono) -> Self {
+        Self { runs: Vec::new(), former: VecDeque::new(), credit_ns: CREDIT_NS, credited: now }
     }
 
-    /// Records a request; how many of its stream came in this epoch.
+    /// Records a request; how many of its stream came from its run.
     fn admit(&mut self, request: &Request, at: Mono) -> Result<u32, Ignored> {
-        if self.former == Some(request.epoch) {
+        if self.former.contains(&request.epoch) {
             return Err(Ignored::Replayed);
         }
-        if self.epoch != request.epoch {
-            self.former = Some(self.epoch);
-            self.epoch = request.epoch;
-            self.heard.clear();
-            self.told = None;
-        }
+        let received = self.run_of(request.epoch, at).admit(request, at)?;
+        let saved = self.credit_ns.saturating_add(at.since(self.credited));
+        self.credited = self.credited.max(at);
+        self.credit_ns = saved.min(CREDIT_NS);
+        self.credit_ns = self.credit_ns.checked_sub(COST_NS).ok_or(Ignored::RateLimited)?;
+        Ok(received)
+    }
+
+    /// The record of a run; when there is no room for another, the one that
+    /// was silent for longest makes way.
+    fn run_of(&mut self, epoch: u64, at: Mono) -> &mut Run {
+        let known = self.runs.iter().position(|run| run.epoch == epoch);
+        let position = known.unwrap_or_else(|| {
+            self.runs.sort_by_key(|run| Reverse(run.at));
+            self.former
+                .extend(self.runs.drain(self.runs.len().min(RUNS - 1)..).map(|run| run.epoch));
+            while self.former.len() > FORMER_RUNS {
+                self.former.pop_front();
+            }
+            self.runs.push(Run { epoch, at, heard: Vec::new(), told: None });
+            self.runs.len() - 1
+        });
+        &mut self.runs[position]
+    }
+
+    fn run(&self, epoch: u64) -> Option<&Run> {
+        self.runs.iter().find(|run| run.epoch == epoch)
+    }
+
+    fn has_told(&self) -> bool {
+        self.runs.iter().any(|run| run.told.is_some())
+    }
+}
+
+impl Run {
+    fn admit(&mut self, request: &Request, at: Mono) -> Result<u32, Ignored> {
+        self.at = at;
         let heard = self.heard(request.stream, at);
         heard.at = at;
         if matches!(heard.window.record(request.seq), Recorded::Duplicate | Recorded::TooOld) {
@@ -257,10 +296,6 @@ impl Asker {
         if request.stream == Stream::Underlay {
             self.told = Some((at, request.sent.clone()));
         }
-        let saved = self.credit_ns.saturating_add(at.since(self.credited));
-        self.credited = self.credited.max(at);
-        self.credit_ns = saved.min(CREDIT_NS);
-        self.credit_ns = self.credit_ns.checked_sub(COST_NS).ok_or(Ignored::RateLimited)?;
         Ok(received)
     }
 

@@ -87,10 +87,14 @@ fn a_dead_encapsulation_is_named_within_its_budget() {
             let finding = &diagnosis.findings[0].finding;
             assert_eq!(finding.direction, Some(expected));
             assert_eq!(finding.subject.peer(), Some(victim));
-            // It clears, and nothing else is raised on the way.
+            // It clears, and nothing else is said on the way, no other direction either.
             let mut seen = BTreeSet::new();
             for _ in 0..2 * 45 {
-                seen.extend(codes(&world.tick(&mut nothing).1));
+                let (_, diagnosis) = world.tick(&mut nothing);
+                seen.extend(codes(&diagnosis));
+                for active in &diagnosis.findings {
+                    assert_eq!(active.finding.direction, Some(expected), "{way:?}");
+                }
             }
             assert_eq!(seen, BTreeSet::from([Code::EncapsulationLost]));
             assert_eq!(world.run(1, &mut nothing).status, Status::Pass);
