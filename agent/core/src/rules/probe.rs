@@ -29,10 +29,12 @@ const OVERLAY_ONLY: f64 = 0.01;
 const MINUTE: u32 = 60;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
-    let lossy = |peer: &&Peer| {
-        context.pair(peer).is_some_and(|pair| pair.streams.values().any(StreamView::is_lossy))
-    };
-    let lossy: Vec<&Peer> = context.now.peers.iter().filter(lossy).collect();
+    let lossy: Vec<&Peer> = context
+        .now
+        .peers_and_pairs()
+        .filter(|(_, pair)| pair.is_some_and(|p| p.streams.values().any(StreamView::is_lossy)))
+        .map(|(peer, _)| peer)
+        .collect();
     if lossy.is_empty() {
         return;
     }
