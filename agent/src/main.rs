@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         // Whoever read the output, `head` for one, has seen enough.
         Err(error) if is_broken_pipe(&error) => Exit::Fine.into(),
         Err(error) => {
-            eprintln!("overlaywatch: {error:#}");
+            eprintln!("overlaywatch: {}", one_line(&error));
             Exit::ToolFailed.into()
         }
     }
@@ -47,6 +47,17 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
     // Readers of files that block must not hold up the end.
     runtime.shutdown_background();
     Ok(exit)
+}
+
+/// The error and its causes, less those that the error's own words name already.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

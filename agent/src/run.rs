@@ -186,7 +186,7 @@ pub async fn agent(args: &NodeArgs, config: Config) -> Result<(), RunError> {
     };
     let server = serve::run(listener, parts.publication.clone(), limits);
     let watching = watch_over(&mut parts, args, &config, &mut hangup);
-    tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "started");
+    tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "starting");
     let ended = tokio::select! {
         error = watching => Err(error),
         never = server => match never {},

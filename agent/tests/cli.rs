@@ -167,8 +167,9 @@ fn every_code_is_explained() {
       peers do.
 
     What to do
-      See whether PEER is powered on and its NIC is up; then the network between the two
-      nodes.
+      If the evidence says that this host's kernel refused to send, see `ip route get
+      ADDRESS` and `ip rule`. Else see whether PEER is powered on and its NIC is up; then
+      the network between the two nodes.
 
     When
       Raised when two observations agree and it has lasted 0.5 s; cleared when it has been

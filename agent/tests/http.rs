@@ -103,11 +103,11 @@ async fn health_is_json_by_the_contract() {
           "kind": "lost",
           "of": 12,
           "outbound": 12,
-          "seconds": 60,
+          "seconds": 3,
           "stream": {
             "small": "vxlan/8472"
           },
-          "text": "12 of 12 small vxlan/8472 probes lost in 60 s, 12 never reached the peer",
+          "text": "12 of 12 small vxlan/8472 probes lost in 3 s, 12 never reached the peer",
           "undetermined": 0
         },
         {
@@ -122,7 +122,7 @@ async fn health_is_json_by_the_contract() {
         "to": "delivered"
       },
       "id": "encapsulation-lost:node-a:10.0.0.2:vxlan/8472",
-      "remedy": "Allow the encapsulation (VXLAN, UDP port 8472) between the nodes, both ways: cloud firewall or security group, host firewall on node-b (input), and NSX/ESXi which claims VXLAN ports for itself.",
+      "remedy": "Allow the encapsulation (VXLAN, UDP port 8472) between the nodes, both ways: cloud firewall or security group, host firewall on node-b (input), and NSX/ESXi which claims VXLAN ports for itself. If pods still reach each other, only the probes' UDP 9977 is filtered inside the tunnel.",
       "severity": "critical",
       "since": "2026-01-02T03:04:05.000Z",
       "subject": {
@@ -162,12 +162,13 @@ async fn health_is_text_for_people() {
     1. critical encapsulation-lost: the encapsulation does not get through
        where     node-a -> node-b (10.0.0.2), VXLAN (udp 8472), device flannel.1
        hop       lost between sent and delivered
-       evidence  12 of 12 small vxlan/8472 probes lost in 60 s, 12 never reached the peer
+       evidence  12 of 12 small vxlan/8472 probes lost in 3 s, 12 never reached the peer
                  60 underlay probes answered meanwhile
        since     2026-01-02T03:04:05Z (0 s); high confidence
        remedy    Allow the encapsulation (VXLAN, UDP port 8472) between the nodes, both ways: cloud
                  firewall or security group, host firewall on node-b (input), and NSX/ESXi which claims
-                 VXLAN ports for itself.
+                 VXLAN ports for itself. If pods still reach each other, only the probes' UDP 9977 is
+                 filtered inside the tunnel.
     "#);
 }
 

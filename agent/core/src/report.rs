@@ -8,7 +8,7 @@ use crate::diagnose::{Diagnosis, GapReport, PeerState, Status};
 use crate::finding::Finding;
 use crate::ladder::Window;
 use crate::model::{NodeName, Origin, Peer, PeerId, Tunnel};
-use crate::pairs::{RoundTrip, Tally, Total};
+use crate::pairs::{RoundTrip, Run, Tally, Total};
 use crate::probing::Stream;
 use crate::snapshot::Snapshot;
 use crate::time::Wall;
@@ -81,6 +81,9 @@ pub struct PeerReport {
 pub struct StreamReport {
     /// The stream.
     pub stream: Stream,
+    /// The unbroken run of losses up to now.
+    #[serde(default)]
+    pub run: Run,
     /// The last minute.
     pub minute: Tally,
     /// Since the agent started.
@@ -149,6 +152,7 @@ fn peer_report(snapshot: &Snapshot, diagnosis: &Diagnosis, peer: &Peer) -> PeerR
             .flat_map(|pair| &pair.streams)
             .map(|(&stream, view)| StreamReport {
                 stream,
+                run: view.run,
                 minute: view.minute,
                 total: view.total,
                 round_trip: view.round_trip,

@@ -86,8 +86,9 @@ pub(super) fn explain(path: &Path, text: &str, error: &toml::de::Error) -> Confi
         let key = key.map_or_else(String::new, |key| format!("`{key}`: "));
         match hint {
             _ if what == "duplicate key" => format!("{key}{what}; keep one of the two"),
-            Some(hint) => format!("{key}{what}; give {hint}"),
-            None => format!("{key}{what}"),
+            // A range is remedy enough.
+            Some(hint) if !what.contains("is not within") => format!("{key}{what}; give {hint}"),
+            _ => format!("{key}{what}"),
         }
     };
     mistake(path, text, offset, detail)
@@ -127,6 +128,11 @@ fn hint(key: &str) -> Option<&'static str> {
         "address" | "overlay" => "an IP address, e.g. \"10.0.0.2\"",
         "node" | "name" => "a name, e.g. \"node-a\"",
         "peers_file" => "the path of a file, e.g. \"/etc/overlaywatch/peers.json\"",
+        "port" => "a port number from 1 to 65535",
+        "probes_per_second"
+        | "forget_departed_seconds"
+        | "max_connections"
+        | "read_timeout_seconds" => "a whole number",
         "silence" => {
             "a list of codes as `overlaywatch explain` names them, e.g. [\"peer-departed\"]"
         }

@@ -8,6 +8,9 @@ use overlaywatch_core::time::MILLISECOND;
 
 use crate::serve::text::{Paint, Tone};
 
+/// So many losses in a row are called dead, as the diagnosis does.
+const DEAD_RUN: u32 = 8;
+
 /// Peers that are shown; of more, the worst ones.
 const SHOWN: usize = 50;
 const HEADINGS: [&str; 6] = ["PEER", "UNDERLAY", "OVERLAY", "LOSS", "RTT", "VERDICT"];
@@ -100,6 +103,7 @@ fn passage(report: Option<&StreamReport>) -> (String, Tone) {
         return ("-".to_owned(), Tone::Faint);
     };
     match (report.minute.answered, report.minute.lost()) {
+        _ if report.run.lost() >= DEAD_RUN => ("dead".to_owned(), Tone::Worst),
         (_, 0) => ("ok".to_owned(), Tone::Good),
         (0, _) => ("dead".to_owned(), Tone::Worst),
         _ => ("lossy".to_owned(), Tone::Bad),
