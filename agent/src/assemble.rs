@@ -120,7 +120,7 @@ impl Assembler {
         let (peers, addresses) = &mut self.addresses;
         if !Arc::ptr_eq(peers, &snapshot.peers) {
             *peers = Arc::clone(&snapshot.peers);
-            *addresses = Arc::new(peers.iter().flat_map(all_addresses).collect());
+            *addresses = Arc::new(addresses_of(peers));
         }
         Arc::clone(addresses)
     }
@@ -138,8 +138,20 @@ impl Assembler {
     }
 }
 
-/// A peer's underlay address and its overlay addresses.
-fn all_addresses(peer: &Peer) -> impl Iterator<Item = (IpAddr, PeerId)> {
-    let overlays = peer.tunnels.iter().filter_map(|tunnel| tunnel.overlay);
-    std::iter::once(peer.id.0).chain(overlays).map(|address| (address, peer.id))
+/// Whose packets come from an address: underlay addresses are what peers are
+/// known by; an overlay address that two peers claim is nobody's.
+fn addresses_of(peers: &[Peer]) -> HashMap<IpAddr, PeerId> {
+    let mut addresses = HashMap::new();
+    let mut contested = BTreeSet::new();
+    for peer in peers {
+        for overlay in peer.tunnels.iter().filter_map(|tunnel| tunnel.overlay) {
+            let other = addresses.insert(overlay, peer.id);
+            if other.is_some_and(|other| other != peer.id) {
+                contested.insert(overlay);
+            }
+        }
+    }
+    addresses.retain(|address, _| !contested.contains(address));
+    addresses.extend(peers.iter().map(|peer| (peer.id.0, peer.id)));
+    addresses
 }

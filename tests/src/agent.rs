@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -172,6 +172,29 @@ impl Cluster {
         let directory = self.directory().to_owned();
         let node = self.node_mut(node)?;
         node.agent = Some(Agent::start(node, &directory, &launch)?);
+        Ok(())
+    }
+
+    /// Runs the one-shot check on one node to its end; it must find nothing. In
+    /// a cluster without agents there is nobody to ask.
+    ///
+    /// # Errors
+    /// When it finds something, or cannot tell.
+    pub fn check(&self, node: usize) -> Result<()> {
+        let Some(launch) = &self.agents else { return Ok(()) };
+        let node = self.node(node)?;
+        let mut command = node.netns.command(&launch.binary);
+        command.args(["check", "--for", "5", "--node", &node.name]);
+        if launch.listed {
+            command.arg("--peers").arg(peers_path(self.directory(), node));
+        }
+        let output = command.output().context("cannot run the check")?;
+        ensure!(
+            output.status.success(),
+            "the check beside the agent: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(())
     }
 

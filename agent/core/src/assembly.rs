@@ -317,6 +317,11 @@ impl Assembly {
         }
     }
 
+    /// Why nobody knows of tunnels, if so.
+    fn tunnel_gap(&self) -> Option<Gap> {
+        self.links.gap().or(self.addresses.gap())
+    }
+
     fn identity(&self, tunnels: &[Tunnel]) -> NodeIdentity {
         let addresses = self.addresses.seen().map_or(&[][..], |addresses| addresses.as_slice());
         let entry = own_entry(&self.policy.peers, self.file.as_deref(), addresses);
@@ -332,6 +337,14 @@ impl Assembly {
 
     /// Tells who the peers are, if anything that tells it changed; whether it did.
     fn resolve_peers(&mut self, now: Mono, tunnels: &Arc<Vec<Tunnel>>) -> bool {
+        // A dump that failed is no empty table: what was known stays in force.
+        let is_blind = self.tunnel_gap().is_some()
+            || self.routes.gap().is_some()
+            || self.neighbours.gap().is_some()
+            || self.fdb.gap().is_some();
+        if is_blind && self.peers_from.is_some() {
+            return false;
+        }
         let inputs = PeerInputs {
             at: now,
             tunnels: Arc::clone(tunnels),

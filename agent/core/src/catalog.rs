@@ -306,7 +306,7 @@ pub static CATALOG: [Entry; 26] = [
         clear_after_seconds: 5,
         parents: &[DEVICES, PEER],
         meaning: "The most specific route to the peer's overlay drops packets instead of sending them into the tunnel.",
-        remedy: "Find who installed it: `ip route get OVERLAY-ADDRESS` and `ip -d route show type blackhole`; remove it or restore the more specific route.",
+        remedy: "Find who installed it: `ip route get OVERLAY-ADDRESS`, `ip -d route show type blackhole` and `ip rule`; remove it or restore the more specific route.",
     },
     Entry {
         code: Code::RouteBypassesTunnel,
@@ -339,7 +339,7 @@ pub static CATALOG: [Entry; 26] = [
         clear_after_seconds: 30,
         parents: &[DEVICES, ENDS, TABLES, &[Code::LocalOutputDrop], PEER],
         meaning: "Probes through the tunnel vanish while plain UDP between the same two nodes passes: what carries the encapsulation (its UDP port or IP protocol) is swallowed between the two tunnel devices.",
-        remedy: "Allow the encapsulation ({encapsulation}) between the nodes, both ways: cloud firewall or security group, host firewall on {peer} (input), and NSX/ESXi which claims VXLAN ports for itself.",
+        remedy: "Allow the encapsulation ({encapsulation}) between the nodes, both ways: cloud firewall or security group, host firewall on {peer} (input), and NSX/ESXi which claims VXLAN ports for itself. If pods still reach each other, only the probes' UDP 9977 is filtered inside the tunnel.",
     },
     Entry {
         code: Code::OverlayLoss,
@@ -391,7 +391,7 @@ pub static CATALOG: [Entry; 26] = [
         clear_after_seconds: 30,
         parents: &[&[Code::UnderlayLinkDown, Code::NodeIsolated]],
         meaning: "Neither the peer's agent nor its kernel answers, with or without encapsulation; other peers do.",
-        remedy: "See whether {peer} is powered on and its NIC is up; then the network between the two nodes.",
+        remedy: "If the evidence says that this host's kernel refused to send, see `ip route get {address}` and `ip rule`. Else see whether {peer} is powered on and its NIC is up; then the network between the two nodes.",
     },
     Entry {
         code: Code::NodeIsolated,
@@ -423,8 +423,8 @@ pub static CATALOG: [Entry; 26] = [
         raise_after_ms: 15000,
         clear_after_seconds: 5,
         parents: &[&[Code::UnderlayLinkDown], PEER],
-        meaning: "The peer's kernel answers and its overlaywatch agent does not: nothing is said about the network, nothing is known about the overlay to this peer.",
-        remedy: "On {peer}: `systemctl status overlaywatch` and its journal.",
+        meaning: "The peer's kernel answers, or cannot be asked for want of ICMP, and its overlaywatch agent does not: nothing is said about the network, nothing is known about the overlay to this peer.",
+        remedy: "On {peer}: `systemctl status overlaywatch` and its journal. If it runs, a firewall keeps UDP 9977 from it, and perhaps the encapsulation too.",
     },
     Entry {
         code: Code::ProbePortFiltered,
@@ -434,7 +434,7 @@ pub static CATALOG: [Entry; 26] = [
         raise_after_ms: 5000,
         clear_after_seconds: 10,
         parents: &[&[Code::UnderlayLinkDown], PEER, &[Code::AgentSilent]],
-        meaning: "Probes to UDP 9977 in the underlay vanish while the peer answers otherwise: a firewall blocks this product, not the overlay.",
+        meaning: "Probes to UDP 9977 vanish while the peer answers otherwise, or its own requests still arrive: a firewall blocks this product. Whether it blocks the overlay too can only be told where probes through the tunnel are answered.",
         remedy: "Allow UDP 9977 between the nodes, both ways; without it the two directions cannot be told apart.",
     },
     Entry {

@@ -12,6 +12,7 @@ use crate::fact::{Fact, Gap};
 use crate::finding::{Finding, FindingKey};
 use crate::ledger::Ledger;
 use crate::model::{Peer, PeerId};
+use crate::pairs::PairView;
 use crate::policy::Policy;
 use crate::probing::Stream;
 use crate::rules;
@@ -196,9 +197,11 @@ pub fn replay(before: Option<&Snapshot>, now: &Snapshot, policy: &Policy) -> Dia
 
 fn sum_up(snapshot: &Snapshot, findings: Vec<Active>, since: Wall) -> Diagnosis {
     let peers: Vec<PeerVerdict> = snapshot
-        .peers
-        .iter()
-        .map(|peer| PeerVerdict { peer: peer.id, state: peer_state(snapshot, peer, &findings) })
+        .peers_and_pairs()
+        .map(|(peer, pair)| PeerVerdict {
+            peer: peer.id,
+            state: peer_state(snapshot, peer, pair, &findings),
+        })
         .collect();
     let gaps = gaps(snapshot);
     let status = status(snapshot, &findings, &peers);
@@ -226,7 +229,12 @@ fn status(snapshot: &Snapshot, findings: &[Active], peers: &[PeerVerdict]) -> St
     }
 }
 
-fn peer_state(snapshot: &Snapshot, peer: &Peer, findings: &[Active]) -> PeerState {
+fn peer_state(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    pair: Option<&PairView>,
+    findings: &[Active],
+) -> PeerState {
     let worst = findings
         .iter()
         .filter(|active| active.finding.subject.peer() == Some(peer.id))
@@ -236,7 +244,7 @@ fn peer_state(snapshot: &Snapshot, peer: &Peer, findings: &[Active]) -> PeerStat
     match worst {
         Some(Severity::Critical) => PeerState::Broken,
         Some(Severity::Warning) => PeerState::Degraded,
-        _ if is_proved(snapshot, peer) => PeerState::Healthy,
+        _ if pair.is_some_and(|pair| is_proved(snapshot, peer, pair)) => PeerState::Healthy,
         _ => PeerState::Unknown,
     }
 }
@@ -244,9 +252,8 @@ fn peer_state(snapshot: &Snapshot, peer: &Peer, findings: &[Active]) -> PeerStat
 /// Whether the peer answered lately through every tunnel that leads to it, or
 /// without one where none does, and nothing was lost since. What came through
 /// a tunnel came through the underlay too.
-fn is_proved(snapshot: &Snapshot, peer: &Peer) -> bool {
+fn is_proved(snapshot: &Snapshot, peer: &Peer, pair: &PairView) -> bool {
     let now: Mono = snapshot.now.mono;
-    let Some(pair) = snapshot.pairs.get(&peer.id) else { return false };
     let answers = |stream: Stream| {
         pair.streams.get(&stream).is_some_and(|view| {
             view.run.lost() < 3 && view.last_answer.is_some_and(|at| now.since(at) <= PROOF_NS)

@@ -105,6 +105,7 @@ struct InboundTail {
 struct PairState {
     streams: BTreeMap<Stream, StreamState>,
     status: Option<(Mono, PeerStatus)>,
+    last_asked: Option<Mono>,
     view: Arc<PairView>,
     viewed: Mono,
     /// When something last happened.
@@ -150,6 +151,8 @@ impl Outcomes {
                 for passage in streams {
                     self.stream(peer, passage.stream).asked(at, &passage);
                 }
+                let pair = self.pairs.entry(peer).or_default();
+                pair.last_asked = pair.last_asked.max(Some(at));
             }
             ProbeEvent::Observed { at, lag_ns, socket_drops } => {
                 self.observed(at, lag_ns, socket_drops);
@@ -206,6 +209,7 @@ impl Outcomes {
                 pair.view = Arc::new(PairView {
                     streams: pair.streams.iter().map(|(&s, state)| (s, state.view(now))).collect(),
                     status: pair.status.clone(),
+                    last_asked: pair.last_asked,
                 });
                 pair.viewed = now;
                 pair.dirty = false;

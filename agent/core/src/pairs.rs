@@ -144,4 +144,8 @@ pub struct PairView {
     pub streams: BTreeMap<Stream, StreamView>,
     /// What the peer last said of itself, and when.
     pub status: Option<(Mono, PeerStatus)>,
+    /// When a request of the peer last arrived here: its agent lives, and so
+    /// does the way from there.
+    #[serde(default)]
+    pub last_asked: Option<Mono>,
 }

@@ -284,11 +284,13 @@ pub enum Ignored {
     RateLimited,
     /// The keyed authenticator does not fit.
     BadMac,
+    /// Requests came faster than they were read; the kernel dropped it.
+    Overflow,
 }
 
 impl Ignored {
     /// All reasons.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Malformed,
         Self::Truncated,
         Self::Oversized,
@@ -297,6 +299,7 @@ impl Ignored {
         Self::Replayed,
         Self::RateLimited,
         Self::BadMac,
+        Self::Overflow,
     ];
 
     /// The name used in labels and JSON.
@@ -311,6 +314,7 @@ impl Ignored {
             Self::Replayed => "replayed",
             Self::RateLimited => "rate-limited",
             Self::BadMac => "bad-mac",
+            Self::Overflow => "overflow",
         }
     }
 }

@@ -54,6 +54,18 @@ pub struct Snapshot {
     pub prober: ProberState,
 }
 
+impl Snapshot {
+    /// Each peer with what probes say of it: both are in order of address, so
+    /// one goes along with the other.
+    pub fn peers_and_pairs(&self) -> impl Iterator<Item = (&Peer, Option<&PairView>)> {
+        let mut pairs = self.pairs.iter().peekable();
+        self.peers.iter().map(move |peer| {
+            while pairs.next_if(|(id, _)| **id < peer.id).is_some() {}
+            (peer, pairs.next_if(|(id, _)| **id == peer.id).map(|(_, pair)| pair.as_ref()))
+        })
+    }
+}
+
 /// Who this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeIdentity {

@@ -29,7 +29,14 @@ pub(super) struct Journal {
 impl Journal {
     /// Counts a packet that is ignored.
     pub(super) fn ignore(&mut self, reason: Ignored) {
-        *self.counters.ignored.entry(reason).or_default() += 1;
+        self.ignore_many(reason, 1);
+    }
+
+    /// Counts packets that are ignored.
+    pub(super) fn ignore_many(&mut self, reason: Ignored, count: u32) {
+        if count > 0 {
+            *self.counters.ignored.entry(reason).or_default() += u64::from(count);
+        }
     }
 
     /// The peer behind an address.

@@ -146,7 +146,9 @@ impl Responder {
         };
         let clocks = Clocks::read();
         for packet in (0..count).filter_map(|position| self.inbox.packet(position)) {
-            journal.note_dropped(socket, packet.note.dropped);
+            // Anybody can flood this socket: that must not discount what this
+            // node's own probes say, whose replies come to other sockets.
+            journal.ignore_many(Ignored::Overflow, socket.note_dropped(packet.note.dropped));
             let received_ns = packet.note.received_ns;
             let request = match wire::decode(packet.bytes, packet.length) {
                 Ok(Message::Request(request)) => request,

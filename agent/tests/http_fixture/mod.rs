@@ -180,7 +180,7 @@ pub(crate) fn snapshot(fates: &[Fate]) -> Snapshot {
         };
         let streams =
             BTreeMap::from([(Stream::Underlay, stream(0, 60)), (Stream::Small(VXLAN), small)]);
-        let view = PairView { streams, status: None };
+        let view = PairView { streams, status: None, last_asked: None };
         snapshot.pairs.insert(PeerId(underlay(peer)), Arc::new(view));
     }
     snapshot

@@ -82,7 +82,7 @@ pub struct Limits {
 
 /// A fault that loses everything on a path.
 const HARD: Limits = Limits {
-    detect: Duration::from_secs(10),
+    detect: Duration::from_secs(8),
     settle: Duration::from_secs(6),
     clear: Duration::from_secs(60),
 };
@@ -154,12 +154,10 @@ const fn between(from: Hop, to: Hop) -> Segment {
 
 /// Sent by one agent, not received by the other: all that probes alone can tell.
 const ANYWHERE: &[Segment] = &[between(Hop::Sent, Hop::Delivered)];
-/// The tunnel device's counters may tell that it encapsulated what got lost;
-/// without eBPF they cannot be tied to single probes.
-const AFTER_SENDING: &[Segment] =
-    &[between(Hop::Encapsulated, Hop::Delivered), between(Hop::Sent, Hop::Delivered)];
 /// No way into the tunnel.
 const BEFORE_TUNNEL: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
+/// The kernel refused to send it.
+const BEFORE_LEAVING: &[Segment] = &[between(Hop::Sent, Hop::LeftNic)];
 /// Encapsulated and never sent.
 const BEFORE_NIC: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
 /// It left for another node than the peer.

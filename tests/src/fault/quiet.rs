@@ -16,6 +16,7 @@ use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
 pub(super) const FAULTS: &[Fault] = &[
+    CHECKED,
     Fault {
         name: "healthy",
         about: "nothing happens for two minutes",
@@ -133,6 +134,20 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
 ];
+
+/// An operator asks twice beside the running agents, and is told that all is well.
+const CHECKED: Fault = Fault {
+    name: "check-beside-agent",
+    about: "an operator runs the one-shot check beside a running agent, twice",
+    inject: |cluster| {
+        cluster.check(A)?;
+        cluster.check(A)
+    },
+    spares: &[pods(A, B), pods(B, A)],
+    unlike: &[Code::AgentSilent],
+    limits: watch(20),
+    ..PLAIN
+};
 
 /// Nothing is expected: watch for that long.
 const fn watch(seconds: u64) -> Limits {

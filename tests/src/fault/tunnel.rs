@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use overlaywatch_core::catalog::Code;
 
 use super::{
-    A, AFTER_REMOTE_TUNNEL, AFTER_SENDING, ANYWHERE, B, BEFORE_REMOTE_TUNNEL, BOTH, C, Expected,
-    Fault, OUTBOUND, PLAIN, Subject, hears_nothing, ip, says, says_itself,
+    A, AFTER_REMOTE_TUNNEL, ANYWHERE, B, BEFORE_REMOTE_TUNNEL, BOTH, C, Expected, Fault, OUTBOUND,
+    PLAIN, Subject, hears_nothing, ip, says, says_itself,
 };
 use crate::topology::Cluster;
 use crate::traffic::{Path, full_pods, nodes, pods};
@@ -79,8 +79,8 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says_itself(B, Code::TunnelMissing, Subject::Tunnel),
             // B has nothing to send through: only one direction can be told.
-            says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
+            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
+            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
         ],
         unlike: &[Code::TunnelDown],
         ..PLAIN

@@ -7,8 +7,9 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::{
-    A, AFTER_SENDING, ANYWHERE, B, BEFORE_NIC, BOTH, C, EITHER, Fault, GRAY, HARD, INBOUND, Limits,
-    Loss, OUTBOUND, PLAIN, Subject, addresses, hears_nothing, says, says_itself,
+    A, ANYWHERE, B, BEFORE_LEAVING, BEFORE_NIC, BOTH, C, EITHER, Fault, GRAY, HARD, INBOUND,
+    Limits, Loss, NO_DIRECTION, NO_HOP, OUTBOUND, PLAIN, Subject, addresses, hears_nothing, says,
+    says_itself,
 };
 use crate::filter::{self, Drops, Place};
 use crate::topology::Cluster;
@@ -27,8 +28,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A)],
         spares: &[nodes(A, B), nodes(B, A), pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
-            says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
+            says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
+            says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
         ],
         unlike: &[Code::LocalOutputDrop, Code::RemoteTunnelDown],
         ..PLAIN
@@ -40,10 +41,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: middle_passes,
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), nodes(A, B)],
-        expected: &[
-            says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
-            hears_nothing(B, A),
-        ],
+        expected: &[says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE), hears_nothing(B, A)],
         ..PLAIN
     },
     Fault {
@@ -54,8 +52,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(C, B)],
         spares: &[pods(B, A), nodes(A, B), pods(A, C)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, AFTER_SENDING),
+            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
+            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
             hears_nothing(B, A),
             hears_nothing(B, C),
         ],
@@ -165,8 +163,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A), nodes(A, B), nodes(C, B)],
         spares: &[pods(A, C), nodes(A, C)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
-            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
             says_itself(B, Code::NodeIsolated, Subject::Node),
         ],
         unlike: &[Code::UnderlayLinkDown, Code::AgentSilent],
@@ -188,10 +186,24 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
         spares: &[pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
-            says(B, Code::PeerUnreachable, A, BOTH, ANYWHERE),
+            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),
         ],
         unlike: &[Code::NodeIsolated],
+        ..PLAIN
+    },
+    Fault {
+        name: "underlay-route-blackhole",
+        about: "a blackhole route on one node covers the address of another",
+        inject: |cluster| blackhole(cluster, "add"),
+        heal: |cluster| blackhole(cluster, "del"),
+        breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
+        spares: &[pods(A, C), pods(C, B)],
+        expected: &[
+            says(A, Code::PeerUnreachable, B, OUTBOUND, BEFORE_LEAVING),
+            says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),
+        ],
+        unlike: &[Code::RouteBlackhole, Code::NodeIsolated],
         ..PLAIN
     },
     Fault {
@@ -202,8 +214,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
         spares: &[pods(A, C)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
-            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
             says_itself(B, Code::UnderlayLinkDown, Subject::Uplink),
         ],
         ..PLAIN
@@ -222,8 +234,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), nodes(A, B)],
         spares: &[pods(A, C)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, BOTH, ANYWHERE),
-            says(C, Code::PeerUnreachable, B, BOTH, ANYWHERE),
+            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
         ],
         unlike: &[Code::PeerDeparted],
         ..PLAIN
@@ -245,8 +257,8 @@ pub(super) const FAULTS: &[Fault] = &[
         loss: Loss::Partial,
         spares: &[nodes(A, B), pods(A, C)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, BOTH, AFTER_SENDING),
-            says(B, Code::EncapsulationLost, A, BOTH, AFTER_SENDING),
+            says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
+            says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
         ],
         // A pair that has a verdict is given no bursts: eight steady losses, one
         // a second, tell that the fault is back.
@@ -289,6 +301,11 @@ fn narrow(cluster: &Cluster, both_ways: bool) -> Result<()> {
 
 pub(super) fn middle_passes(cluster: &mut Cluster) -> Result<()> {
     filter::pass(&cluster.switch, Place::Middle)
+}
+
+fn blackhole(cluster: &Cluster, verb: &str) -> Result<()> {
+    let (_, b) = addresses(cluster, A, B)?;
+    cluster.node(A)?.netns.ip(&format!("route {verb} blackhole {b}/32\n"))
 }
 
 fn drop_on(cluster: &Cluster, node: usize, place: Place) -> Result<()> {

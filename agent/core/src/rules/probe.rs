@@ -5,7 +5,7 @@ use crate::catalog::Code;
 use crate::fact::Fact;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
-use crate::model::{Encapsulation, Peer, PeerTunnel, Tunnel};
+use crate::model::{Encapsulation, Peer, PeerTunnel};
 use crate::outcomes::DEAD_RUN;
 use crate::pairs::{Run, StreamView};
 use crate::probing::{SendError, Stream};
@@ -29,10 +29,12 @@ const OVERLAY_ONLY: f64 = 0.01;
 const MINUTE: u32 = 60;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
-    let lossy = |peer: &&Peer| {
-        context.pair(peer).is_some_and(|pair| pair.streams.values().any(StreamView::is_lossy))
-    };
-    let lossy: Vec<&Peer> = context.now.peers.iter().filter(lossy).collect();
+    let lossy: Vec<&Peer> = context
+        .now
+        .peers_and_pairs()
+        .filter(|(_, pair)| pair.is_some_and(|p| p.streams.values().any(StreamView::is_lossy)))
+        .map(|(peer, _)| peer)
+        .collect();
     if lossy.is_empty() {
         return;
     }
@@ -78,8 +80,12 @@ fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
         .peers
         .iter()
         .filter(|peer| {
-            context.stream(peer, Stream::Underlay).is_some_and(|view| view.run.lost() >= 2)
-                && context.stream(peer, Stream::Echo).is_some_and(|view| view.run.lost() > 0)
+            let underlay = context.stream(peer, Stream::Underlay);
+            // Where ICMP cannot be sent, UDP must do: a longer run of it.
+            match context.stream(peer, Stream::Echo) {
+                Some(echo) => echo.run.lost() > 0 && underlay.is_some_and(|u| u.run.lost() >= 2),
+                None => underlay.is_some_and(|view| is_dead(&view.run, DEAD_RUN)),
+            }
         })
         .count();
     let first = asked.iter().map(|view| view.run.first).min();
@@ -113,37 +119,70 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
         let stream = Stream::Small(leads.encapsulation);
         context.stream(peer, stream).filter(|view| answered_since(view)).map(|view| (stream, view))
     });
-    let mut evidence = vec![lost(Stream::Underlay, underlay, MINUTE)];
-    let (code, confidence) = if let Some((code, from)) = refused_port {
+    // Its requests still arrive: its agent lives, and so does the way from there.
+    let is_heard = context
+        .pair(peer)
+        .and_then(|pair| pair.last_asked)
+        .is_some_and(|at| at > since.plus(SECOND / 2) && context.at().since(at) <= super::FRESH_NS);
+    let echo_answers = echo.filter(|view| answered_since(view));
+    let mut evidence = vec![lost(Stream::Underlay, underlay)];
+    if let Some((code, from)) = refused_port {
         evidence.push(Evidence::IcmpUnreachable { stream: Stream::Underlay, code, from });
-        (Code::AgentSilent, Confidence::Certain)
-    } else if let Some((stream, view)) = through_tunnel {
+    }
+    if let Some(view) = echo_answers {
+        evidence.push(Evidence::Answered { stream: Stream::Echo, count: view.recent.answered });
+    }
+    let (code, confidence) = if let Some((stream, view)) = through_tunnel {
         evidence.push(Evidence::Answered { stream, count: view.recent.answered });
         (Code::ProbePortFiltered, Confidence::High)
-    } else if let Some(view) = echo.filter(|view| answered_since(view)) {
-        evidence.push(Evidence::Answered { stream: Stream::Echo, count: view.recent.answered });
+    } else if is_heard && (refused_port.is_some() || echo_answers.is_some()) {
+        (Code::ProbePortFiltered, Confidence::Low)
+    } else if refused_port.is_some() {
+        (Code::AgentSilent, Confidence::Certain)
+    } else if echo_answers.is_some() {
         (Code::AgentSilent, Confidence::Low)
     } else if peer.has_departed() {
         (Code::PeerDeparted, Confidence::High)
-    } else if let Some(view) = echo.filter(|view| view.run.lost() >= SPARSE_DEAD_RUN) {
-        evidence.push(lost(Stream::Echo, view, MINUTE));
-        if let Some((error, count)) = underlay.refused {
-            evidence.push(Evidence::Refused { stream: Stream::Underlay, error, count });
+    } else if let Some(view) = echo {
+        if view.run.lost() < SPARSE_DEAD_RUN {
+            return;
         }
+        evidence.push(lost(Stream::Echo, view));
         (Code::PeerUnreachable, Confidence::High)
     } else {
-        return;
+        // ICMP cannot be sent here: whether more than the agent is silent cannot be told.
+        (Code::AgentSilent, Confidence::Low)
     };
-    let is_loss = code == Code::PeerUnreachable;
+    let (direction, hop) = match (code, refusal(underlay)) {
+        (Code::PeerUnreachable, Some((error, count))) => {
+            evidence.push(Evidence::Refused { stream: Stream::Underlay, error, count });
+            (Some(Direction::Outbound), Some(Segment { from: Hop::Sent, to: Hop::LeftNic }))
+        }
+        (Code::PeerUnreachable | Code::ProbePortFiltered, None) if is_heard => {
+            (Some(Direction::Outbound), Some(Segment { from: Hop::Sent, to: Hop::Delivered }))
+        }
+        // Nothing comes back: neither the direction nor the layer can be told from here.
+        _ => (None, None),
+    };
     verdicts.add(Finding {
         code,
         subject: Subject::Pair { peer: peer.id, encapsulation: None },
-        direction: is_loss.then_some(Direction::Both),
-        // Nothing answers: which layer swallows it cannot be told from here.
-        hop: is_loss.then_some(Segment { from: Hop::Sent, to: Hop::Delivered }),
+        direction,
+        hop,
         evidence,
         confidence,
     });
+}
+
+/// Why the local kernel refuses to send, where that explains the losses.
+fn refusal(view: &StreamView) -> Option<(SendError, u32)> {
+    view.refused.filter(|(error, count)| {
+        let is_local = matches!(
+            error,
+            SendError::NoRoute | SendError::Prohibited | SendError::Blackhole | SendError::Filtered
+        );
+        is_local && count * 2 >= view.recent.lost_outbound
+    })
 }
 
 fn overlay(
@@ -163,10 +202,12 @@ fn overlay(
     // The underlay answered since, so it is not just that both die together.
     let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
     if is_dead(&small.run, DEAD_RUN) && answered_since {
-        let tunnel =
-            context.now.tunnels.seen().and_then(|t| t.iter().find(|t| t.index == leads.index));
         if !outbound(small) || counters_tell(context, small) {
-            verdicts.add(dead(context, peer, encapsulation, tunnel, small, underlay));
+            let finding = dead(context, peer, leads, small, underlay);
+            // What the kernel refuses may be said by a rule on its tables already.
+            if !verdicts.findings.iter().any(|known| known.key() == finding.key()) {
+                verdicts.add(finding);
+            }
         }
         return;
     }
@@ -186,6 +227,7 @@ fn overlay(
             loss(Code::MtuBlackhole, peer, Some(encapsulation), full, Stream::Full(encapsulation));
         finding.direction = direction(full);
         finding.hop = finding.direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
+        finding.evidence = vec![lost(Stream::Full(encapsulation), full)];
         finding.evidence.push(Evidence::Answered {
             stream: Stream::Small(encapsulation),
             count: small.recent.answered,
@@ -201,59 +243,79 @@ fn outbound(view: &StreamView) -> bool {
 /// Whether device counters were read late enough to have seen the losses, or
 /// will not be in time for the verdict.
 fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
-    let first = small.run.first;
     let read_since = match &context.now.links {
-        Fact::Seen { at, .. } => at.since(first) >= DEAD_SPAN_NS,
+        Fact::Seen { at, .. } => *at >= small.run.last,
         Fact::Absent { .. } | Fact::Missing(_) => true,
     };
-    read_since || context.at().since(first) >= COUNTERS_NS
+    read_since || context.at().since(small.run.first) >= COUNTERS_NS
+}
+
+/// Packets that the tunnel device refused, where they account for what is lost
+/// to the peer: to this peer alone, or to all that the device leads to.
+/// Counters of a device do not tell peers apart.
+fn refused_by_device(context: &Context<'_>, leads: &PeerTunnel) -> Option<u64> {
+    let refused = context.delta.device(leads.index)?.tx_lost;
+    let stream = Stream::Small(leads.encapsulation);
+    let (mut peers, mut losing, mut lost) = (0_usize, 0_usize, 0_u64);
+    for (peer, pair) in context.now.peers_and_pairs() {
+        if !peer.tunnels.iter().any(|tunnel| tunnel.index == leads.index) {
+            continue;
+        }
+        peers += 1;
+        let Some(view) = pair.and_then(|pair| pair.streams.get(&stream)) else { continue };
+        if view.recent.lost_outbound > 0 {
+            losing += 1;
+            lost += u64::from(view.recent.lost_outbound);
+        }
+    }
+    let accounts_for_all = refused >= 3 && refused * 10 >= lost * 7;
+    (accounts_for_all && (losing == 1 || losing == peers)).then_some(refused)
 }
 
 /// The overlay to the peer is dead and the underlay is not.
 fn dead(
     context: &Context<'_>,
     peer: &Peer,
-    encapsulation: Encapsulation,
-    tunnel: Option<&Tunnel>,
+    leads: &PeerTunnel,
     small: &StreamView,
     underlay: &StreamView,
 ) -> Finding {
-    let stream = Stream::Small(encapsulation);
+    let stream = Stream::Small(leads.encapsulation);
     let mut evidence = vec![
-        lost(stream, small, MINUTE),
+        lost(stream, small),
         Evidence::Answered { stream: Stream::Underlay, count: underlay.minute.answered },
     ];
     if let Some((error, count)) = small.refused {
         evidence.push(Evidence::Refused { stream, error, count });
     }
-    let direction = direction(small);
-    let moved = tunnel.filter(|_| outbound(small)).and_then(|t| context.delta.device(t.index));
-    let filtered = small.refused.is_some_and(|(error, _)| error == SendError::Filtered);
-    // The device refused a good part of what was lost: its counters may be older.
-    let dropped = moved.filter(|moved| {
-        moved.tx_lost >= 3 && moved.tx_lost * 3 >= u64::from(small.recent.lost_outbound)
-    });
-    let (code, hop) = if filtered {
-        (Code::LocalOutputDrop, Some(Segment { from: Hop::Sent, to: Hop::Encapsulated }))
-    } else if let (Some(moved), Some(tunnel)) = (dropped, tunnel) {
-        evidence
-            .push(Evidence::DeviceDropped { device: tunnel.name.clone(), packets: moved.tx_lost });
-        (Code::LocalOutputDrop, Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic }))
-    } else {
-        // A tunnel device counts a packet as sent once the layers below took it.
-        let encapsulated = moved.is_some_and(|moved| {
-            moved.tx_lost == 0 && moved.tx_packets >= u64::from(small.recent.sent.max(1))
-        });
-        let from = if encapsulated { Hop::Encapsulated } else { Hop::Sent };
-        (Code::EncapsulationLost, direction.map(|_| Segment { from, to: Hop::Delivered }))
+    let mut confidence = Confidence::High;
+    let mut hop = Some(Segment { from: Hop::Sent, to: Hop::Encapsulated });
+    let code = match refusal(small).filter(|_| outbound(small)).map(|(error, _)| error) {
+        Some(SendError::Filtered) => Code::LocalOutputDrop,
+        Some(SendError::NoRoute) => Code::RouteMissing,
+        Some(_) => Code::RouteBlackhole,
+        None => {
+            let refused = if outbound(small) { refused_by_device(context, leads) } else { None };
+            if let Some(packets) = refused {
+                evidence.push(Evidence::DeviceDropped { device: leads.device.clone(), packets });
+                hop = Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic });
+                Code::LocalOutputDrop
+            } else {
+                hop = direction(small).map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
+                Code::EncapsulationLost
+            }
+        }
     };
+    if matches!(code, Code::RouteMissing | Code::RouteBlackhole) {
+        confidence = Confidence::Certain;
+    }
     Finding {
         code,
-        subject: Subject::Pair { peer: peer.id, encapsulation: Some(encapsulation) },
-        direction,
+        subject: Subject::Pair { peer: peer.id, encapsulation: Some(leads.encapsulation) },
+        direction: direction(small),
         hop,
         evidence,
-        confidence: Confidence::High,
+        confidence,
     }
 }
 
@@ -289,18 +351,31 @@ fn loss(
         subject: Subject::Pair { peer: peer.id, encapsulation },
         direction,
         hop: direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered }),
-        evidence: vec![lost(stream, view, MINUTE)],
+        evidence: vec![lost_at_times(stream, view)],
         confidence: Confidence::High,
     }
 }
 
-fn lost(stream: Stream, view: &StreamView, seconds: u32) -> Evidence {
+/// What was lost without a break up to now.
+fn lost(stream: Stream, view: &StreamView) -> Evidence {
+    Evidence::Lost {
+        stream,
+        outbound: view.run.outbound,
+        inbound: view.run.inbound,
+        undetermined: view.run.undetermined,
+        of: view.run.lost(),
+        seconds: u32::try_from(view.run.span_ns().div_ceil(SECOND)).unwrap_or(u32::MAX),
+    }
+}
+
+/// What was lost now and then in the last minute.
+fn lost_at_times(stream: Stream, view: &StreamView) -> Evidence {
     Evidence::Lost {
         stream,
         outbound: view.minute.lost_outbound,
         inbound: view.minute.lost_inbound,
         undetermined: view.minute.lost_undetermined,
         of: view.minute.decided(),
-        seconds,
+        seconds: MINUTE,
     }
 }
