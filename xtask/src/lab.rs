@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::Install;
-use crate::shell::{self, build_release, root, root_command, target};
+use crate::shell::{self, build_release, release_command, root, root_command, target};
 
 /// What `cargo xtask lab` takes.
 #[derive(Args)]
@@ -26,9 +26,17 @@ pub(crate) fn lab(options: &Options) -> Result<()> {
     shell::become_program(command(&options.arguments)?)
 }
 
-/// Builds what the lab needs: itself, and the agent as it is shipped.
+/// What the lab needs: itself, and the agent as it is shipped.
+const PACKAGES: [&str; 4] = ["-p", "overlaywatch", "-p", "lab"];
+
+/// Builds what the lab needs.
 pub(crate) fn build() -> Result<()> {
-    build_release("the agent and the lab", &["-p", "overlaywatch", "-p", "lab"])
+    build_release("the agent and the lab", &PACKAGES)
+}
+
+/// The command that builds what the lab needs.
+pub(crate) fn build_command() -> Command {
+    release_command(&PACKAGES)
 }
 
 /// The lab with these arguments: as root where it makes namespaces, and with

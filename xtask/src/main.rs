@@ -3,6 +3,7 @@
 //! They need nothing but Cargo and, for what the system lacks, apt; each does
 //! the set-up that it needs by itself.
 
+mod background;
 mod bench;
 mod demo;
 mod duration;

@@ -113,7 +113,14 @@ pub(crate) fn root_command(program: impl AsRef<OsStr>) -> Result<Command> {
 pub(crate) fn build_release(what: &str, arguments: &[&str]) -> Result<()> {
     eprintln!("building {what}, optimised (a few minutes the first time)");
     let start = Instant::now();
-    run(cargo().args(["build", "--release", "--quiet"]).args(arguments))?;
+    run(&mut release_command(arguments))?;
     eprintln!("built in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The command that builds in release mode and speaks only of what fails.
+pub(crate) fn release_command(arguments: &[&str]) -> Command {
+    let mut command = cargo();
+    command.args(["build", "--release", "--quiet"]).args(arguments);
+    command
 }

@@ -2,11 +2,13 @@
 //! the lab last, so that nothing else is at work while it times verdicts.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::background::Background;
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
 use crate::{Install, interrupt, lab};
@@ -18,7 +20,7 @@ const CARGO_DENY: &str = "0.20.2";
 /// A part of the run.
 struct Stage {
     name: &'static str,
-    run: fn() -> Result<Report>,
+    run: fn(&mut Beside) -> Result<Report>,
 }
 
 const STAGES: [Stage; 5] = [
@@ -28,6 +30,13 @@ const STAGES: [Stage; 5] = [
     Stage { name: "deny", run: deny },
     Stage { name: "lab", run: run_lab },
 ];
+
+/// What later stages need and what is made while earlier ones run: those wait
+/// for events much of the time, and would leave the machine idle.
+struct Beside {
+    deny: Option<Background>,
+    lab: Option<Background>,
+}
 
 /// What a stage's runner said.
 #[derive(Debug, Default)]
@@ -46,6 +55,10 @@ pub(crate) fn test(install: Install) -> Result<()> {
     // stay to read that.
     interrupt::install()?;
     install.setup()?;
+    let mut beside = Beside {
+        deny: start_deny_install()?,
+        lab: Some(Background::start(&lab::build_command())?),
+    };
     let mut table = Vec::new();
     let mut total = Tally::default();
     let mut closing = Vec::new();
@@ -54,7 +67,7 @@ pub(crate) fn test(install: Install) -> Result<()> {
         interrupt::check()?;
         println!("== {}", stage.name);
         let start = Instant::now();
-        let report = (stage.run)().unwrap_or_else(|error| Report::of_error(&error));
+        let report = (stage.run)(&mut beside).unwrap_or_else(|error| Report::of_error(&error));
         table.push((stage.name, start.elapsed(), report.failure.is_none()));
         total += report.tally;
         closing.extend(report.closing);
@@ -73,12 +86,12 @@ pub(crate) fn test(install: Install) -> Result<()> {
     failure.map_or(Ok(()), |what| bail!("{what}"))
 }
 
-fn fmt() -> Result<Report> {
+fn fmt(_: &mut Beside) -> Result<Report> {
     component("fmt", "rustfmt")?;
     check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")
 }
 
-fn clippy() -> Result<Report> {
+fn clippy(_: &mut Beside) -> Result<Report> {
     component("clippy", "clippy")?;
     check(
         cargo()
@@ -90,7 +103,7 @@ fn clippy() -> Result<Report> {
 
 /// Unit, golden and documentation tests. Those that make namespaces need root,
 /// so where the caller is not, Cargo starts each test program through sudo.
-fn tests() -> Result<Report> {
+fn tests(_: &mut Beside) -> Result<Report> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     let words = shell::as_root()?;
@@ -104,22 +117,14 @@ fn tests() -> Result<Report> {
 
 /// Licences, sources and bans. Advisories are left out: their database is a git
 /// repository that a machine with package registries only cannot fetch.
-fn deny() -> Result<Report> {
-    let tools = shell::target()?.join("tools");
-    let program = tools.join("bin/cargo-deny");
-    let installed = shell::output(Command::new(&program).arg("--version")).unwrap_or_default();
-    if installed.trim() != format!("cargo-deny {CARGO_DENY}") {
-        println!("installing cargo-deny {CARGO_DENY} in {} (some minutes)", tools.display());
-        shell::run(
-            cargo()
-                .args(["install", "cargo-deny", "--quiet", "--locked", "--force"])
-                .args(["--version", CARGO_DENY, "--root"])
-                .arg(&tools),
-        )?;
+fn deny(beside: &mut Beside) -> Result<Report> {
+    if let Some(install) = beside.deny.take() {
+        println!("waiting until cargo-deny {CARGO_DENY} is installed");
+        install.wait()?;
     }
     println!("advisories are not checked here: `cargo deny check advisories` does, with network");
     check(
-        Command::new(&program).current_dir(root()).args([
+        Command::new(deny_program()?).current_dir(root()).args([
             "--all-features",
             "check",
             "bans",
@@ -130,8 +135,34 @@ fn deny() -> Result<Report> {
     )
 }
 
-fn run_lab() -> Result<Report> {
-    lab::build()?;
+/// Starts to install cargo-deny in the target folder, unless it is there.
+fn start_deny_install() -> Result<Option<Background>> {
+    let installed = shell::output(Command::new(deny_program()?).arg("--version"));
+    if installed.unwrap_or_default().trim() == format!("cargo-deny {CARGO_DENY}") {
+        return Ok(None);
+    }
+    let mut install = cargo();
+    install
+        .args(["install", "cargo-deny", "--quiet", "--locked", "--force"])
+        .args(["--version", CARGO_DENY, "--root"])
+        .arg(tools()?);
+    Background::start(&install).map(Some)
+}
+
+fn deny_program() -> Result<PathBuf> {
+    Ok(tools()?.join("bin/cargo-deny"))
+}
+
+/// Where programs are installed that only this project's checks use.
+fn tools() -> Result<PathBuf> {
+    Ok(shell::target()?.join("tools"))
+}
+
+fn run_lab(beside: &mut Beside) -> Result<Report> {
+    if let Some(build) = beside.lab.take() {
+        println!("waiting until the agent and the lab are built, optimised");
+        build.wait()?;
+    }
     follow(&mut lab::command(&["run".to_owned()])?)
 }
 

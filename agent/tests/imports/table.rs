@@ -30,6 +30,24 @@ const fn row(module: &'static str, may: &'static [&'static str], reason: &'stati
 /// Everything, for the composition root.
 pub(crate) const EVERYTHING: &str = "everything";
 
+/// What findings and judgements are spoken in. It carries no judgement itself,
+/// so whatever judges may use all of it.
+pub(crate) const VOCABULARY: &str = "vocabulary";
+
+/// What [`VOCABULARY`] stands for.
+pub(crate) const WORDS: &[&str] = &[
+    "core::catalog",
+    "core::fact",
+    "core::finding",
+    "core::ladder",
+    "core::model",
+    "core::pairs",
+    "core::policy",
+    "core::probing",
+    "core::statistics",
+    "core::time",
+];
+
 /// The rows of both crates.
 pub(crate) const ROWS: &[Row] = &[
     // The vocabulary.
@@ -121,67 +139,36 @@ pub(crate) const ROWS: &[Row] = &[
     // What is made of it.
     Row {
         module: "core::rules",
-        may: &[
-            "core::catalog",
-            "core::delta",
-            "core::fact",
-            "core::finding",
-            "core::ladder",
-            "core::model",
-            "core::outcomes",
-            "core::pairs",
-            "core::peers",
-            "core::policy",
-            "core::probing",
-            "core::snapshot",
-            "core::statistics",
-            "core::time",
-        ],
+        may: &[VOCABULARY, "core::delta", "core::outcomes", "core::peers", "core::snapshot"],
         siblings: Strangers(&[]),
         reason: "a rule judges by the observation alone and knows no other rule; \
                  what is whose consequence is said in the catalog",
     },
     row(
         "core::ledger",
-        &["core::catalog", "core::diagnose", "core::finding", "core::rules", "core::time"],
+        &[VOCABULARY, "core::diagnose", "core::rules"],
         "the ledger keeps findings; it never looks at the network",
     ),
     row(
         "core::diagnose",
         &[
+            VOCABULARY,
             "core::assembly",
-            "core::catalog",
             "core::delta",
-            "core::fact",
-            "core::finding",
             "core::ledger",
-            "core::model",
-            "core::policy",
-            "core::probing",
             "core::rules",
             "core::snapshot",
-            "core::time",
         ],
         "a diagnosis is made from observations, not from reports or plans",
     ),
     row(
         "core::plan",
-        &["core::diagnose", "core::model", "core::probing", "core::snapshot", "core::time"],
+        &[VOCABULARY, "core::diagnose", "core::snapshot"],
         "the plan follows from what is known; it is the only arrow back",
     ),
     row(
         "core::report",
-        &[
-            "core::catalog",
-            "core::diagnose",
-            "core::finding",
-            "core::ladder",
-            "core::model",
-            "core::pairs",
-            "core::probing",
-            "core::snapshot",
-            "core::time",
-        ],
+        &[VOCABULARY, "core::diagnose", "core::snapshot"],
         "the wire contract tells what was diagnosed and adds nothing",
     ),
     // The agent.
