@@ -2,43 +2,13 @@
 
 use overlaywatch_core::catalog::Code;
 
-use super::addresses;
 use super::underlay::{block_tunnel, middle_passes};
 use super::{
     A, ANYWHERE, B, BEFORE_TUNNEL, BOTH, C, D, Fault, OUTBOUND, PLAIN, hears_nothing, says,
 };
-use crate::filter::{self, Drops, Place};
 use crate::traffic::{nodes, pods};
 
-pub(super) const FAULTS: &[Fault] = &[TWO_PAIRS, TWO_FIREWALLS];
-
-/// The sender's counters alone would blame its own firewall for both.
-const TWO_FIREWALLS: Fault = Fault {
-    name: "output-drop-beside-input-drop",
-    about: "a node's firewall drops VXLAN to one peer; another peer's drops it on arrival",
-    inject: |cluster| {
-        let (a, b) = addresses(cluster, A, B)?;
-        let port = Some(cluster.shape.port());
-        let out = Drops { to: Some(b), udp_to: port, ..Drops::default() };
-        filter::drop(&cluster.node(A)?.netns, Place::Output, &[out])?;
-        let into = Drops { from: Some(a), udp_to: port, ..Drops::default() };
-        filter::drop(&cluster.node(C)?.netns, Place::Input, &[into])
-    },
-    heal: |cluster| {
-        filter::pass(&cluster.node(A)?.netns, Place::Output)?;
-        filter::pass(&cluster.node(C)?.netns, Place::Input)
-    },
-    breaks: &[pods(A, B), pods(A, C)],
-    spares: &[pods(B, A), pods(C, A), pods(B, C), nodes(A, B)],
-    expected: &[
-        says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-        says(A, Code::EncapsulationLost, C, OUTBOUND, ANYWHERE),
-        hears_nothing(B, A),
-        hears_nothing(C, A),
-    ],
-    unlike: &[Code::LocalOutputDrop],
-    ..PLAIN
-};
+pub(super) const FAULTS: &[Fault] = &[TWO_PAIRS];
 
 const TWO_PAIRS: Fault = Fault {
     name: "two-faults",

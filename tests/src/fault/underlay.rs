@@ -197,8 +197,8 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "a blackhole route on one node covers the address of another",
         inject: |cluster| blackhole(cluster, "add"),
         heal: |cluster| blackhole(cluster, "del"),
-        breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
-        spares: &[pods(A, C), pods(C, B)],
+        breaks: &[pods(A, B)],
+        spares: &[pods(B, A), pods(A, C), pods(C, B)],
         expected: &[
             says(A, Code::PeerUnreachable, B, OUTBOUND, BEFORE_LEAVING),
             says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),

@@ -24,7 +24,7 @@ const SPARSE_DEAD_RUN: u32 = 3;
 const UNDERLAY_PROOF: u32 = 8;
 /// How unlikely the underlay's losses must be at the overlay's rate before
 /// the overlay alone is blamed.
-const OVERLAY_ONLY: f64 = 0.01;
+const OVERLAY_ONLY: f64 = 0.0005;
 /// The window of the minute tally, seconds.
 const MINUTE: u32 = 60;
 
@@ -252,8 +252,9 @@ fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
 
 /// Packets that the tunnel device refused, where they account for what is lost
 /// to the peer: to this peer alone, or to all that the device leads to.
-/// Counters of a device do not tell peers apart.
-fn refused_by_device(context: &Context<'_>, leads: &PeerTunnel) -> Option<u64> {
+/// Counters of a device do not tell peers apart: where several lose, part of it
+/// may be lost elsewhere.
+fn refused_by_device(context: &Context<'_>, leads: &PeerTunnel) -> Option<(u64, Confidence)> {
     let refused = context.delta.device(leads.index)?.tx_lost;
     let stream = Stream::Small(leads.encapsulation);
     let (mut peers, mut losing, mut lost) = (0_usize, 0_usize, 0_u64);
@@ -269,7 +270,11 @@ fn refused_by_device(context: &Context<'_>, leads: &PeerTunnel) -> Option<u64> {
         }
     }
     let accounts_for_all = refused >= 3 && refused * 10 >= lost * 7;
-    (accounts_for_all && (losing == 1 || losing == peers)).then_some(refused)
+    match losing {
+        1 if accounts_for_all => Some((refused, Confidence::High)),
+        _ if accounts_for_all && losing == peers => Some((refused, Confidence::Low)),
+        _ => None,
+    }
 }
 
 /// The overlay to the peer is dead and the underlay is not.
@@ -296,7 +301,8 @@ fn dead(
         Some(_) => Code::RouteBlackhole,
         None => {
             let refused = if outbound(small) { refused_by_device(context, leads) } else { None };
-            if let Some(packets) = refused {
+            if let Some((packets, sure)) = refused {
+                confidence = sure;
                 evidence.push(Evidence::DeviceDropped { device: leads.device.clone(), packets });
                 hop = Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic });
                 Code::LocalOutputDrop
