@@ -20,12 +20,13 @@ pub struct Sequential {
 const LOSSY: i32 = 3_912;
 /// ln(0.9 / 0.998), in thousandths.
 const CLEAN: i32 = -103;
-/// Raised above this: four lossy seconds with few clean ones between them.
-const RAISE: i32 = 12_000;
+/// Raised above this: five lossy seconds with few clean ones between them. Four
+/// would do for one path; a node watches many, for years.
+const RAISE: i32 = 16_000;
 /// Bounds the memory of a long fault, so that it clears within about 20 clean seconds.
 const CEILING: i32 = RAISE + 600;
 /// Lowered below this.
-const LOWER: i32 = 10_800;
+const LOWER: i32 = 14_800;
 
 impl Sequential {
     /// Takes one second in which probes were decided.

@@ -221,6 +221,22 @@ fn ten_percent_is_found_as_gray_and_clears() {
     }
 }
 
+/// Found by chance: a microburst and three losses by chance, all within twenty
+/// seconds of one stream.
+#[test]
+fn a_microburst_beside_chance_is_not_gray() {
+    let mut dice = Dice(6_881_697_567_948_062_395);
+    let mut world = World::new(11);
+    for _ in 0..2 * 600 {
+        let (_, diagnosis) = world.tick(&mut |packet: Packet| {
+            let into = packet.at.0 % (110 * SECOND);
+            (into < 81 * MILLISECOND && dice.uniform() < 0.507_745_484_656_216_7)
+                || dice.uniform() < 1e-4
+        });
+        assert!(codes(&diagnosis).is_empty(), "{:?}", diagnosis.findings);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
