@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::ladder::{Recorded, Seen, Window};
 use crate::model::PeerId;
-use crate::pairs::{PairView, RoundTrip, Run, StreamView, Tally, Total};
+use crate::pairs::{DEAD_RUN, PairView, RoundTrip, Run, StreamView, Tally, Total};
 use crate::probing::{Passage, PeerStatus, ProbeEvent, SendError, Stream};
 use crate::statistics::Sequential;
 use crate::time::{MILLISECOND, Mono, SECOND};
@@ -20,8 +20,6 @@ const PROBES_KEPT: usize = 256;
 const RECENT_NS: u64 = 5 * SECOND;
 /// The window of [`StreamView::minute`], seconds.
 const MINUTE_SECONDS: u64 = 60;
-/// A run of losses this long is a dead path, not a gray one: it has a verdict of its own.
-pub(crate) const DEAD_RUN: u32 = 8;
 /// A second is judged when late replies had this long to come in, seconds.
 const SETTLED_AFTER_SECONDS: u64 = 3;
 /// A probe unanswered for this long is lost, unless the path is known to be slower.

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::probing::{PeerStatus, SendError, Stream};
 use crate::time::Mono;
 
+/// A run of losses this long is a dead path, not a gray one: it has a verdict of its own.
+pub const DEAD_RUN: u32 = 8;
+
 /// Fates of probes. Undecided ones (still on their way) are in none of the counts but `sent`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {

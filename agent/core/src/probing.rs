@@ -238,7 +238,7 @@ pub enum ProbeEvent {
         /// The peer's streams to this node, at most [`MAX_WINDOWS`].
         streams: Vec<Passage>,
     },
-    /// The prober looked at itself; sent at least every 100 ms while it has orders.
+    /// The prober looked at itself; sent about every 100 ms while it has orders.
     Observed {
         /// When.
         at: Mono,

@@ -1,15 +1,12 @@
 //! The peers as a table: one line each, worst first.
 
 use overlaywatch_core::diagnose::PeerState;
-use overlaywatch_core::pairs::Tally;
+use overlaywatch_core::pairs::{DEAD_RUN, Tally};
 use overlaywatch_core::probing::Stream;
 use overlaywatch_core::report::{NodeReport, PeerReport, StreamReport};
 use overlaywatch_core::time::MILLISECOND;
 
 use crate::serve::text::{Paint, Tone};
-
-/// So many losses in a row are called dead, as the diagnosis does.
-const DEAD_RUN: u32 = 8;
 
 /// Peers that are shown; of more, the worst ones.
 const SHOWN: usize = 50;
