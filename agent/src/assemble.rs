@@ -108,6 +108,7 @@ impl Assembler {
             requests,
             peers: self.addresses_of(&snapshot),
             own: self.own_status(&snapshot),
+            hops_of: Arc::new(self.assembly.losing().collect()),
         };
         // A prober that has not taken the last orders yet is starved; it says
         // so itself, and old orders serve nobody.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::fact::{Fact, Gap};
+use crate::kernel::KernelCounts;
 use crate::model::{
     Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer,
-    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
+    PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -42,11 +43,13 @@ pub enum SourceId {
     Peers,
     /// The configuration, when it is read again.
     Configuration,
+    /// The eBPF programs.
+    Kernel,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -57,6 +60,7 @@ impl SourceId {
         Self::Probe,
         Self::Peers,
         Self::Configuration,
+        Self::Kernel,
     ];
 
     /// The name used in labels and JSON.
@@ -73,6 +77,7 @@ impl SourceId {
             Self::Probe => "probe",
             Self::Peers => "peers",
             Self::Configuration => "configuration",
+            Self::Kernel => "kernel",
         }
     }
 }
@@ -113,6 +118,8 @@ pub enum Update {
     Probes(Vec<ProbeEvent>),
     /// The prober's counters.
     ProberCounters(Box<ProberCounters>),
+    /// What the kernel counted at this node's hops.
+    Kernel(Box<KernelCounts>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -146,6 +153,7 @@ pub struct Assembly {
     neighbours: Fact<Arc<BTreeMap<(IfIndex, IpAddr), Neighbour>>>,
     fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
     host: Fact<Arc<Host>>,
+    kernel: Fact<Arc<KernelCounts>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -207,6 +215,7 @@ impl Assembly {
             neighbours: Fact::default(),
             fdb: Fact::default(),
             host: Fact::default(),
+            kernel: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -225,6 +234,11 @@ impl Assembly {
         &self.policy
     }
 
+    /// Peers to which something was lost in the last seconds.
+    pub fn losing(&self) -> impl Iterator<Item = PeerId> {
+        self.outcomes.losing()
+    }
+
     /// Takes what a source tells.
     pub fn fold(&mut self, update: Update, at: Mono) {
         match update {
@@ -236,6 +250,9 @@ impl Assembly {
                 fold_map(&mut self.neighbours, change, at, |n| (n.index, n.address));
             }
             Update::Fdb(change) => fold_map(&mut self.fdb, change, at, |entry| entry.key),
+            Update::Kernel(counts) => {
+                self.kernel = Fact::Seen { value: Arc::new(*counts), at };
+            }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::PeersFile(list) => {
                 self.file = list;
@@ -270,6 +287,7 @@ impl Assembly {
             SourceId::Neighbours => self.neighbours = Fact::Missing(gap),
             SourceId::Fdb => self.fdb = Fact::Missing(gap),
             SourceId::Procfs => self.host = Fact::Missing(gap),
+            SourceId::Kernel => self.kernel = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -304,6 +322,7 @@ impl Assembly {
             neighbours: self.neighbours.clone(),
             fdb: self.fdb.clone(),
             host: self.host.clone(),
+            kernel: self.kernel.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

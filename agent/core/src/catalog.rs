@@ -85,6 +85,10 @@ pub enum Code {
     ForwardingOff,
     /// The kernel no longer knows a peer that it knew, and nothing answers there.
     PeerDeparted,
+    /// The peer's kernel answers the encapsulation with an ICMP error.
+    EncapsulationRefused,
+    /// Packets vanish between two hops, and no rule knows why.
+    UnexplainedLoss,
 }
 
 /// The one description of a code.
@@ -158,13 +162,20 @@ const TABLES: &[Code] = &[
     Code::RouteBlackhole,
     Code::RouteBypassesTunnel,
 ];
+/// The peer's kernel itself says that it does not take the encapsulation.
+const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// More is lost already on a layer below.
-const LOSS: &[Code] = &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnderlayLoss];
+const LOSS: &[Code] = &[
+    Code::LocalOutputDrop,
+    Code::EncapsulationLost,
+    Code::UnexplainedLoss,
+    Code::UnderlayLoss,
+];
 /// The peer or this node is cut off.
 const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
 
 /// Every code's description, in order of [`Code`].
-pub static CATALOG: [Entry; 26] = [
+pub static CATALOG: [Entry; 28] = [
     Entry {
         code: Code::TunnelDown,
         slug: "tunnel-down",
@@ -337,7 +348,7 @@ pub static CATALOG: [Entry; 26] = [
         severity: Severity::Critical,
         raise_after_ms: 500,
         clear_after_seconds: 30,
-        parents: &[DEVICES, ENDS, TABLES, &[Code::LocalOutputDrop], PEER],
+        parents: &[DEVICES, ENDS, TABLES, REFUSED, &[Code::LocalOutputDrop], PEER],
         meaning: "Probes through the tunnel vanish while plain UDP between the same two nodes passes: what carries the encapsulation (its UDP port or IP protocol) is swallowed between the two tunnel devices.",
         remedy: "Allow the encapsulation ({encapsulation}) between the nodes, both ways: cloud firewall or security group, host firewall on {peer} (input), and NSX/ESXi which claims VXLAN ports for itself. If pods still reach each other, only the probes' UDP 9977 is filtered inside the tunnel.",
     },
@@ -348,7 +359,7 @@ pub static CATALOG: [Entry; 26] = [
         severity: Severity::Warning,
         raise_after_ms: 500,
         clear_after_seconds: 30,
-        parents: &[DEVICES, ENDS, TABLES, LOSS, PEER],
+        parents: &[DEVICES, ENDS, TABLES, REFUSED, LOSS, PEER],
         meaning: "More probes through the tunnel are lost than a healthy path loses, and fewer in the underlay.",
         remedy: "Compare drop counters of the tunnel devices on both ends (`ip -s link`), and look for rate limits on the encapsulation's port.",
     },
@@ -375,6 +386,7 @@ pub static CATALOG: [Entry; 26] = [
             DEVICES,
             ENDS,
             TABLES,
+            REFUSED,
             LOSS,
             &[Code::OverlayLoss],
             PEER,
@@ -458,6 +470,35 @@ pub static CATALOG: [Entry; 26] = [
         parents: &[DEVICES],
         meaning: "Routes and forwarding entries of a peer were removed and nothing answers there: as a rule the node left the cluster.",
         remedy: "None if {peer} left on purpose; it is forgotten by itself. Else see why the CNI agent removed it.",
+    },
+    Entry {
+        code: Code::EncapsulationRefused,
+        slug: "encapsulation-refused",
+        title: "the peer's kernel refuses the encapsulation",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, ENDS, PEER],
+        meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3) that no tunnel device listens for them, codes 9, 10 and 13 that a firewall rejects them.",
+        remedy: "On {peer}, code 2: `modprobe ipip`; code 3: `ip -d link show type vxlan` or `type ipip` for a device that is missing, down or on another port, and restart the CNI agent; else: allow {encapsulation} from this node in its firewall.",
+    },
+    Entry {
+        code: Code::UnexplainedLoss,
+        slug: "unexplained-loss",
+        title: "packets vanish between two counted hops",
+        severity: Severity::Critical,
+        raise_after_ms: 500,
+        clear_after_seconds: 30,
+        parents: &[
+            DEVICES,
+            ENDS,
+            TABLES,
+            REFUSED,
+            &[Code::LocalOutputDrop, Code::ForwardingOff],
+            PEER,
+        ],
+        meaning: "Packets were counted at one hop and are missing at the next, and none of the rules knows the reason; the evidence names the kernel's own drop reason and function where it gave one.",
+        remedy: "Read the drop reason and function in the evidence: NETFILTER_DROP is a firewall rule on the node named there (`nft list ruleset`, `iptables-save -c`), IP_RPFILTER its rp_filter, OTHERHOST a wrong MAC, TC_INGRESS or TC_EGRESS another program on the device (`tc filter show`, `bpftool net`), NO_SOCKET a tunnel device that is not there; without one, watch `perf trace -e skb:kfree_skb` there.",
     },
 ];
 

@@ -280,6 +280,12 @@ fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
             Some(GapReport { source, gap: state.gap?, detail: state.detail.clone() })
         })
         .collect();
+    let problems = snapshot.kernel.seen().into_iter().flat_map(|counts| &counts.problems);
+    gaps.extend(problems.map(|problem| GapReport {
+        source: SourceId::Kernel,
+        gap: Gap::Failed,
+        detail: problem.clone(),
+    }));
     if snapshot.prober.discounted_until.is_some() {
         gaps.push(GapReport {
             source: SourceId::Probe,

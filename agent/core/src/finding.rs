@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Code;
-use crate::ladder::Segment;
+use crate::kernel::{DropSite, LATELY_SECONDS};
+use crate::ladder::{Hop, Segment};
 use crate::model::{Encapsulation, Mac, NeighbourState, PeerId, RouteKind};
 use crate::probing::{SendError, Stream};
 
@@ -229,6 +230,48 @@ pub enum Evidence {
         /// Of how many.
         of: u32,
     },
+    /// Lost probes that were seen at one hop and missing at a later one.
+    Counted {
+        /// Which way.
+        direction: Direction,
+        /// Last seen.
+        from: Hop,
+        /// First missing.
+        to: Hop,
+        /// How many.
+        count: u32,
+    },
+    /// Packets that a kernel dropped lately.
+    KernelDropped {
+        /// On this node; else on the peer.
+        here: bool,
+        /// Where and why.
+        site: DropSite,
+        /// How many.
+        packets: u64,
+    },
+    /// ICMP errors that quote outer packets of this node, lately.
+    OuterRefused {
+        /// The quoted packets' encapsulation.
+        encapsulation: Encapsulation,
+        /// ICMP type.
+        icmp: u8,
+        /// ICMP code.
+        code: u8,
+        /// Who sent them.
+        from: IpAddr,
+        /// How many.
+        count: u64,
+    },
+    /// Encapsulated packets of live traffic, lately.
+    LiveTraffic {
+        /// Their encapsulation.
+        encapsulation: Encapsulation,
+        /// To the peer.
+        outbound: u64,
+        /// From the peer.
+        inbound: u64,
+    },
     /// A switch under /proc/sys and its value.
     Sysctl {
         /// Its name, as sysctl(8) prints it.
@@ -311,6 +354,25 @@ impl fmt::Display for Evidence {
                 "tunnel MTU {tunnel} + {overhead} bytes of encapsulation > underlay MTU {underlay}"
             ),
             Self::Peers { count, of } => write!(f, "{count} of {of} peers"),
+            Self::Counted { direction, from, to, count } => write!(
+                f,
+                "{count} lost probes ({}) were seen at {from} and not at {to}",
+                direction.slug()
+            ),
+            Self::KernelDropped { here, site, packets } => {
+                let whose = if *here { "this node's" } else { "the peer's" };
+                write!(f, "{whose} kernel dropped {packets} packets lately: {site}")
+            }
+            Self::OuterRefused { encapsulation, icmp, code, from, count } => write!(
+                f,
+                "{count} ICMP errors (type {icmp}, code {code}) from {from} for {encapsulation} \
+                 packets in {LATELY_SECONDS} s"
+            ),
+            Self::LiveTraffic { encapsulation, outbound, inbound } => write!(
+                f,
+                "live {encapsulation} traffic: {outbound} packets to the peer and {inbound} from \
+                 it in {LATELY_SECONDS} s"
+            ),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
         }
     }

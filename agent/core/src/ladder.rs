@@ -55,6 +55,60 @@ pub struct Segment {
     pub to: Hop,
 }
 
+impl Segment {
+    /// Whether the two have a stretch of the ladder in common.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.from < other.to && other.from < self.to
+    }
+}
+
+/// Which probes of one stream, and of one kind, passed the hops of one node;
+/// none where the hop is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopWindows {
+    /// Its tunnel device, egress.
+    pub encapsulated: Option<Window>,
+    /// Its underlay NIC, egress.
+    pub left_nic: Option<Window>,
+    /// Its underlay NIC, ingress.
+    pub reached_nic: Option<Window>,
+    /// Its tunnel device, ingress.
+    pub decapsulated: Option<Window>,
+}
+
+/// One stream at the hops of one node, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Climb {
+    /// Requests: on their way out at the node that asks, on their way in at
+    /// the node that answers.
+    pub requests: HopWindows,
+    /// Replies, the other way round.
+    pub replies: HopWindows,
+}
+
+/// Where the packet numbered `seq` vanished, by the windows of the hops after
+/// [`Hop::Sent`] in their order; a hop without a window is not counted, and
+/// makes the segment wider. A later hop proves the earlier ones, so one that
+/// missed a packet which went on says nothing. None when no hop misses it
+/// after the last that saw it.
+#[must_use]
+pub fn segment(seq: u32, hops: &[(Hop, Option<Window>)]) -> Option<Segment> {
+    let mut from = Hop::Sent;
+    let mut to = None;
+    for &(hop, window) in hops {
+        match window.map(|window| window.contains(seq)) {
+            Some(Seen::Yes) => {
+                from = hop;
+                to = None;
+            }
+            Some(Seen::No) => to = to.or(Some(hop)),
+            Some(Seen::TooOld) | None => {}
+        }
+    }
+    to.map(|to| Segment { from, to })
+}
+
 /// Which sequence numbers were seen: the highest, a mask of the 64 up to it,
 /// and how many in all. The shape of IPsec's anti-replay window (RFC 4303, 3.4.3),
 /// with serial-number arithmetic (RFC 1982) so that it wraps.
@@ -157,6 +211,73 @@ mod tests {
         assert_eq!(window.contains(u32::MAX), Seen::Yes);
         assert_eq!(window.contains(2), Seen::No);
         assert_eq!(window.count, 3);
+    }
+
+    fn window(seen: &[u32]) -> Option<Window> {
+        let mut window = Window::default();
+        for &seq in seen {
+            window.record(seq);
+        }
+        Some(window)
+    }
+
+    fn placed(hops: [Option<Window>; 5], seq: u32) -> Option<(Hop, Hop)> {
+        let names = [
+            Hop::Encapsulated,
+            Hop::LeftNic,
+            Hop::ReachedNic,
+            Hop::Decapsulated,
+            Hop::Delivered,
+        ];
+        let hops: Vec<_> = names.into_iter().zip(hops).collect();
+        segment(seq, &hops).map(|segment| (segment.from, segment.to))
+    }
+
+    #[test]
+    fn the_first_hop_that_misses_a_probe_names_the_segment() {
+        let (all, some, none) = (window(&[1, 2, 3]), window(&[1, 2]), window(&[]));
+        assert_eq!(
+            placed([all, all, some, some, some], 3),
+            Some((Hop::LeftNic, Hop::ReachedNic))
+        );
+        assert_eq!(placed([all; 5], 3), None, "it arrived");
+        assert_eq!(placed([none; 5], 3), Some((Hop::Sent, Hop::Encapsulated)));
+        // Uncounted hops make the segment wider.
+        assert_eq!(placed([None, all, None, None, some], 3), Some((Hop::LeftNic, Hop::Delivered)));
+        assert_eq!(placed([None, all, None, None, None], 3), None, "nobody tells of the rest");
+        // A later hop proves the earlier ones.
+        assert_eq!(
+            placed([none, none, all, some, some], 3),
+            Some((Hop::ReachedNic, Hop::Decapsulated))
+        );
+    }
+
+    #[test]
+    fn what_a_window_forgot_proves_nothing() {
+        let long: Vec<u32> = (0..200).collect();
+        let (all, none) = (window(&long), window(&[]));
+        assert_eq!(placed([all, all, none, none, none], 5), Some((Hop::Sent, Hop::ReachedNic)));
+        assert_eq!(placed([all, all, all, all, all], 5), None);
+    }
+
+    #[test]
+    fn reordering_and_wrap_around_keep_the_place() {
+        let before = window(&[u32::MAX - 1, 0, u32::MAX, 1]);
+        let after = window(&[u32::MAX, u32::MAX - 1]);
+        assert_eq!(
+            placed([before, before, after, after, after], 0),
+            Some((Hop::LeftNic, Hop::ReachedNic))
+        );
+        assert_eq!(placed([before, before, after, after, after], u32::MAX), None);
+    }
+
+    #[test]
+    fn segments_overlap_where_they_share_a_stretch() {
+        let wire = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
+        let far = Segment { from: Hop::ReachedNic, to: Hop::Decapsulated };
+        let whole = Segment { from: Hop::Sent, to: Hop::Delivered };
+        assert!(!wire.overlaps(far) && !far.overlaps(wire));
+        assert!(whole.overlaps(wire) && far.overlaps(whole));
     }
 
     proptest! {

@@ -95,10 +95,17 @@ impl Ledger {
     fn find_parents(&mut self) {
         let parents: Vec<(FindingKey, Option<FindingKey>)> = self
             .entries
-            .keys()
-            .map(|key| {
-                let parent =
-                    key.code.entry().parents().find_map(|code| self.cause(code, &key.subject));
+            .iter()
+            .map(|(key, entry)| {
+                let parent = key
+                    .code
+                    .entry()
+                    .parents()
+                    .filter_map(|code| self.cause(code, &key.subject))
+                    .find(|cause| {
+                        let cause = self.entries.get(cause);
+                        cause.is_some_and(|cause| explains(&cause.finding, &entry.finding))
+                    });
                 (key.clone(), parent)
             })
             .collect();
@@ -168,6 +175,20 @@ impl Ledger {
         });
         active
     }
+}
+
+/// Whether packets that vanish as `loss` says may vanish because of `cause`: on
+/// the same stretch of the same way. Two faults of one pair stay two.
+fn explains(cause: &Finding, loss: &Finding) -> bool {
+    let same_way = match (cause.direction, loss.direction) {
+        (None | Some(Direction::Both), _) | (_, None | Some(Direction::Both)) => true,
+        (Some(one), Some(other)) => one == other,
+    };
+    let same_stretch = match (cause.hop, loss.hop) {
+        (Some(one), Some(other)) => one.overlaps(other),
+        (None, _) | (_, None) => true,
+    };
+    same_way && same_stretch
 }
 
 /// Whether a cause on `wide` can have `narrow` as its consequence.

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::ladder::{Recorded, Seen, Window};
+use crate::finding::Direction;
+use crate::ladder::{Climb, Hop, HopWindows, Recorded, Seen, Segment, Window, segment};
 use crate::model::PeerId;
-use crate::pairs::{DEAD_RUN, PairView, RoundTrip, Run, StreamView, Tally, Total};
+use crate::pairs::{DEAD_RUN, PairView, Place, RoundTrip, Run, StreamView, Tally, Total};
 use crate::probing::{Passage, PeerStatus, ProbeEvent, SendError, Stream};
 use crate::statistics::Sequential;
 use crate::time::{MILLISECOND, Mono, SECOND};
@@ -35,6 +36,10 @@ const DISCOUNT_NS: u64 = SECOND;
 const VIEW_AGE_NS: u64 = 2 * SECOND;
 /// The same for a pair in which nothing happened for [`LIVELY_NS`].
 const IDLE_AGE_NS: u64 = 15 * SECOND;
+/// Hops read this soon after a probe was sent may still miss it.
+const UNDER_WAY_NS: u64 = 100 * MILLISECOND;
+/// Placed losses remembered beyond [`PROBE_MEMORY_NS`], per stream.
+const PLACES_KEPT: usize = 64;
 /// After this long without an event only the window of a minute still slides.
 const LIVELY_NS: u64 = 10 * SECOND;
 
@@ -56,6 +61,8 @@ struct Probe {
     seq: Option<u32>,
     at: Mono,
     fate: Fate,
+    /// Where it vanished, as the hops tell.
+    place: Option<Segment>,
 }
 
 /// One second of a stream, by time of sending.
@@ -86,6 +93,10 @@ struct StreamState {
     refused: VecDeque<(Mono, SendError)>,
     unreachable: Option<(Mono, u8, IpAddr)>,
     inbound_tail: Option<InboundTail>,
+    /// What passed this node's own hops, and when that was read.
+    climb: Option<(Mono, Climb)>,
+    /// Losses of the last minute that are no longer among the probes.
+    placed: VecDeque<(Mono, Direction, Segment)>,
 }
 
 /// The end of the peer's own stream to this node, where nothing arrives.
@@ -152,6 +163,7 @@ impl Outcomes {
                 let pair = self.pairs.entry(peer).or_default();
                 pair.last_asked = pair.last_asked.max(Some(at));
             }
+            ProbeEvent::Climbed { peer, at, climbs } => self.climbed(peer, at, climbs),
             ProbeEvent::Observed { at, lag_ns, socket_drops } => {
                 self.observed(at, lag_ns, socket_drops);
             }
@@ -224,6 +236,26 @@ impl Outcomes {
         pair.streams.entry(stream).or_default()
     }
 
+    /// This node's own hops were read.
+    fn climbed(&mut self, peer: PeerId, at: Mono, climbs: Vec<(Stream, Climb)>) {
+        let Some(pair) = self.pairs.get_mut(&peer) else { return };
+        let status = pair.status.as_ref();
+        for (stream, climb) in climbs {
+            if let Some(state) = pair.streams.get_mut(&stream) {
+                state.climb = Some((at, climb));
+                pair.dirty |= state.place(stream, status);
+            }
+        }
+    }
+
+    /// Peers whose hops are worth reading: something of theirs was lost lately.
+    pub(crate) fn losing(&self) -> impl Iterator<Item = PeerId> {
+        self.pairs
+            .iter()
+            .filter(|(_, pair)| pair.streams.values().any(StreamState::is_losing))
+            .map(|(&peer, _)| peer)
+    }
+
     fn observed(&mut self, at: Mono, lag_ns: u64, socket_drops: u32) {
         self.horizon = self.horizon.max(at);
         let (since, now, _) = self.lag;
@@ -280,6 +312,9 @@ impl PairState {
         }
         if self.status.as_ref().is_none_or(|(old, _)| *old <= at) {
             self.status = Some((at, status));
+            for (&stream, state) in &mut self.streams {
+                state.place(stream, self.status.as_ref());
+            }
         }
         is_news
     }
@@ -306,12 +341,23 @@ fn locate(probe: &Probe, heard: Mono, window: Option<Window>) -> Fate {
 impl StreamState {
     fn sent(&mut self, seq: Option<u32>, at: Mono) {
         self.total.sent += 1;
-        self.probes.push_back(Probe { seq, at, fate: Fate::Pending });
+        self.probes.push_back(Probe { seq, at, fate: Fate::Pending, place: None });
         if let Some(bucket) = self.bucket(at) {
             bucket.tally.sent += 1;
         }
         while self.probes.len() > PROBES_KEPT {
-            self.probes.pop_front();
+            self.forget_oldest();
+        }
+    }
+
+    /// Drops the oldest probe; where it vanished is remembered for longer.
+    fn forget_oldest(&mut self) {
+        let Some(probe) = self.probes.pop_front() else { return };
+        if let (Some(direction), Some(place)) = (lost_towards(probe.fate), probe.place) {
+            self.placed.push_back((probe.at, direction, place));
+            if self.placed.len() > PLACES_KEPT {
+                self.placed.pop_front();
+            }
         }
     }
 
@@ -433,8 +479,15 @@ impl StreamState {
             self.set_fate(position, fate);
             changed = true;
         }
+        if changed {
+            self.place(stream, status);
+        }
         while self.probes.front().is_some_and(|p| horizon.since(p.at) > PROBE_MEMORY_NS) {
-            self.probes.pop_front();
+            self.forget_oldest();
+        }
+        let minute = MINUTE_SECONDS * SECOND;
+        while self.placed.front().is_some_and(|(at, ..)| horizon.since(*at) > minute) {
+            self.placed.pop_front();
         }
         while self.refused.front().is_some_and(|(at, _)| horizon.since(*at) > RECENT_NS) {
             self.refused.pop_front();
@@ -442,6 +495,72 @@ impl StreamState {
         }
         self.judge(horizon.seconds());
         changed
+    }
+
+    /// Places each lost probe between the hops that saw it and those that did
+    /// not; whether that changed anything.
+    fn place(&mut self, stream: Stream, status: Option<&(Mono, PeerStatus)>) -> bool {
+        let mut changed = false;
+        let hops = Hops { stream, own: self.climb, peer: status };
+        for position in 0..self.probes.len() {
+            let Some(&probe) = self.probes.get(position) else { continue };
+            let Some(seq) = probe.seq else { continue };
+            let (fate, place) = match probe.fate {
+                Fate::LostOutbound => (probe.fate, hops.outbound(seq, probe.at)),
+                Fate::LostInbound => (probe.fate, hops.inbound(seq, probe.at)),
+                // The peer says nothing; this node's own hops may.
+                Fate::LostUndetermined => match hops.outbound(seq, probe.at) {
+                    Some(place) => (Fate::LostOutbound, Some(place)),
+                    None if hops.came_back(seq) => {
+                        (Fate::LostInbound, hops.inbound(seq, probe.at))
+                    }
+                    None => (probe.fate, None),
+                },
+                Fate::Pending | Fate::Answered | Fate::Discounted => continue,
+            };
+            self.set_fate(position, fate);
+            // What was placed once stays placed when the windows forget it.
+            if let (Some(probe), Some(place)) = (self.probes.get_mut(position), place)
+                && probe.place != Some(place)
+            {
+                probe.place = Some(place);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Whether it lost something of which the windows may still know.
+    fn is_losing(&self) -> bool {
+        self.run.lost() > 0
+            || self.probes.iter().rev().any(|probe| lost_towards(probe.fate).is_some())
+    }
+
+    /// Lost probes by direction and segment, the most first.
+    fn places(&self, now: Mono) -> Vec<Place> {
+        let mut places = Vec::<Place>::new();
+        let mut add = |direction, segment| {
+            let known = places.iter_mut().find(|p| (p.direction, p.segment) == (direction, segment));
+            match known {
+                Some(place) => place.count += 1,
+                None => places.push(Place { direction, segment, count: 1 }),
+            }
+        };
+        let since = if self.run.lost() > 0 {
+            self.run.first
+        } else {
+            now.minus(MINUTE_SECONDS * SECOND)
+        };
+        for &(_, direction, segment) in self.placed.iter().filter(|(at, ..)| *at >= since) {
+            add(direction, segment);
+        }
+        for probe in self.probes.iter().filter(|probe| probe.at >= since) {
+            if let (Some(direction), Some(segment)) = (lost_towards(probe.fate), probe.place) {
+                add(direction, segment);
+            }
+        }
+        places.sort_by_key(|place| std::cmp::Reverse(place.count));
+        places
     }
 
     /// Whether time alone changes nothing any more but the sliding of windows.
@@ -587,12 +706,92 @@ impl StreamState {
                 .inbound_tail
                 .filter(|tail| now.since(tail.told) <= RECENT_NS)
                 .map_or(0, |tail| tail.unseen),
+            places: self.places(now),
             refused: self.refused.back().map(|(_, error)| (*error, refusals)),
             unreachable: self
                 .unreachable
                 .filter(|(at, ..)| now.since(*at) <= RECENT_NS)
                 .map(|(_, code, from)| (code, from)),
         }
+    }
+}
+
+/// The hops of one stream, as both ends counted them.
+struct Hops<'a> {
+    stream: Stream,
+    own: Option<(Mono, Climb)>,
+    peer: Option<&'a (Mono, PeerStatus)>,
+}
+
+impl Hops<'_> {
+    /// Where a request vanished.
+    fn outbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
+        let own = self.own_since(sent).map(|climb| climb.requests).unwrap_or_default();
+        let peer = self.peer_since(sent);
+        let far = self.climb_of(peer).map(|climb| climb.requests).unwrap_or_default();
+        let delivered = peer.map(|status| window_of(status, self.stream).unwrap_or_default());
+        segment(seq, &self.order(own, far, delivered))
+    }
+
+    /// Where the reply to a request that arrived vanished. The peer answers
+    /// what it received, so its windows of replies are as old as its word.
+    fn inbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
+        let far = self.climb_of(self.peer_since(sent)).map(|climb| climb.replies);
+        let own = self.own_since(sent).map(|climb| climb.replies);
+        if far.is_none() && own.is_none() {
+            return None;
+        }
+        let (far, own) = (far.unwrap_or_default(), own.unwrap_or_default());
+        segment(seq, &self.order(far, own, Some(Window::default())))
+    }
+
+    /// Whether the reply reached this node's NIC.
+    fn came_back(&self, seq: u32) -> bool {
+        let replies = self.own.map(|(_, climb)| climb.replies).unwrap_or_default();
+        [replies.reached_nic, replies.decapsulated]
+            .into_iter()
+            .flatten()
+            .any(|window| window.contains(seq) == Seen::Yes)
+    }
+
+    fn own_since(&self, sent: Mono) -> Option<Climb> {
+        self.own.filter(|(read, _)| *read >= sent.plus(UNDER_WAY_NS)).map(|(_, climb)| climb)
+    }
+
+    fn peer_since(&self, sent: Mono) -> Option<&PeerStatus> {
+        self.peer.filter(|(heard, _)| *heard > sent).map(|(_, status)| status)
+    }
+
+    fn climb_of(&self, status: Option<&PeerStatus>) -> Option<Climb> {
+        let (_, climb) = status?.climbs.iter().find(|(known, _)| *known == self.stream)?;
+        Some(*climb)
+    }
+
+    /// The hops after the first, from the sender to the receiver.
+    fn order(
+        &self,
+        sender: HopWindows,
+        receiver: HopWindows,
+        delivered: Option<Window>,
+    ) -> [(Hop, Option<Window>); 5] {
+        // Without an encapsulation there is no tunnel device on the way.
+        let inside = |window: Option<Window>| window.filter(|_| self.stream.encapsulation().is_some());
+        [
+            (Hop::Encapsulated, inside(sender.encapsulated)),
+            (Hop::LeftNic, sender.left_nic),
+            (Hop::ReachedNic, receiver.reached_nic),
+            (Hop::Decapsulated, inside(receiver.decapsulated)),
+            (Hop::Delivered, delivered),
+        ]
+    }
+}
+
+/// Which way a probe was lost, if it was and anybody can tell.
+const fn lost_towards(fate: Fate) -> Option<Direction> {
+    match fate {
+        Fate::LostOutbound => Some(Direction::Outbound),
+        Fate::LostInbound => Some(Direction::Inbound),
+        Fate::Pending | Fate::Answered | Fate::LostUndetermined | Fate::Discounted => None,
     }
 }
 

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::finding::Direction;
+use crate::ladder::Segment;
 use crate::probing::{PeerStatus, SendError, Stream};
 use crate::time::Mono;
 
@@ -81,10 +83,25 @@ pub struct StreamView {
     /// Probes of the peer's own stream to this node, sent since the latest that
     /// arrived here, by what its underlay requests say.
     pub unseen_inbound: u32,
+    /// Where lost probes vanished, as the hops counted it: those of the run while
+    /// there is one, else those of the last minute. The most first.
+    #[serde(default)]
+    pub places: Vec<Place>,
     /// The latest refusal of the local kernel in the recent window, and how many there were.
     pub refused: Option<(SendError, u32)>,
     /// The latest ICMP unreachable in the recent window: code and sender.
     pub unreachable: Option<(u8, IpAddr)>,
+}
+
+/// Lost probes that vanished in one direction and segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Which way.
+    pub direction: Direction,
+    /// Where.
+    pub segment: Segment,
+    /// How many.
+    pub count: u32,
 }
 
 /// Losses since the latest answered probe, by time of sending.
@@ -121,6 +138,18 @@ impl StreamView {
     #[must_use]
     pub const fn is_lossy(&self) -> bool {
         self.run.lost() > 0 || self.gray_outbound || self.gray_inbound || self.gray_undetermined
+    }
+
+    /// Where most of the losses in one direction vanished, if the hops tell.
+    #[must_use]
+    pub fn place(&self, direction: Direction) -> Option<Segment> {
+        let towards = |one: Direction| {
+            self.places.iter().find(|place| place.direction == one).map(|place| place.segment)
+        };
+        match direction {
+            Direction::Outbound | Direction::Inbound => towards(direction),
+            Direction::Both => towards(Direction::Outbound).or(towards(Direction::Inbound)),
+        }
     }
 }
 

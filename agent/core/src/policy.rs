@@ -18,6 +18,9 @@ pub struct Policy {
     pub forget_departed_seconds: u32,
     /// Probes per second in the steady state; confirmation bursts come on top.
     pub probes_per_second: u16,
+    /// Only what is counted is said, without the rules that name causes: to see
+    /// that hops are counted and not inferred.
+    pub counted_only: bool,
     /// Codes that the operator does not want to hear of.
     pub silenced: BTreeSet<Code>,
 }
@@ -28,6 +31,7 @@ impl Default for Policy {
             peers: Vec::new(),
             forget_departed_seconds: 600,
             probes_per_second: 64,
+            counted_only: false,
             silenced: BTreeSet::new(),
         }
     }

@@ -4,14 +4,15 @@
 //! ([`crate::plan`]) and what their fate means ([`crate::pairs`]) is decided
 //! here, from these values alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ladder::Window;
+use crate::kernel::DropSite;
+use crate::ladder::{Climb, Window};
 use crate::model::{Encapsulation, Mac, NodeName, PeerId, Tunnel};
 use crate::time::Mono;
 
@@ -82,6 +83,9 @@ pub struct Orders {
     pub peers: Arc<HashMap<IpAddr, PeerId>>,
     /// What replies to underlay probes say of this node.
     pub own: Arc<OwnStatus>,
+    /// Peers to which something is lost: their probes' hops are to be read here
+    /// and asked for there.
+    pub hops_of: Arc<BTreeSet<PeerId>>,
 }
 
 /// What this node tells its peers of itself in each underlay reply.
@@ -98,6 +102,12 @@ pub const MAX_ADVERTS: usize = 4;
 
 /// Streams whose windows one reply can carry.
 pub const MAX_WINDOWS: usize = 9;
+
+/// Streams whose hops one reply can carry.
+pub const MAX_CLIMBS: usize = 4;
+
+/// Drops that one reply can carry.
+pub const MAX_DROPS: usize = 3;
 
 /// A tunnel as its own node sees it, for comparison with what peers believe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +150,26 @@ pub struct PeerStatus {
     pub windows: Vec<(Stream, Window)>,
     /// Its tunnels.
     pub tunnels: Vec<TunnelAdvert>,
+    /// What passed its hops, by stream: requests on their way in, replies on
+    /// their way out. Only where this node asked for it.
+    #[serde(default)]
+    pub climbs: Vec<(Stream, Climb)>,
+    /// Probes between the two nodes that its kernel dropped lately.
+    #[serde(default)]
+    pub drops: Vec<ProbeDrop>,
+}
+
+/// Probes that a kernel dropped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProbeDrop {
+    /// The stream.
+    pub stream: Stream,
+    /// Replies, not requests.
+    pub reply: bool,
+    /// How many, in the last seconds.
+    pub packets: u32,
+    /// Where and why.
+    pub site: DropSite,
 }
 
 /// One stream of a peer's probes to this node, seen from both ends.
@@ -237,6 +267,15 @@ pub enum ProbeEvent {
         at: Mono,
         /// The peer's streams to this node, at most [`MAX_WINDOWS`].
         streams: Vec<Passage>,
+    },
+    /// What passed this node's own hops on the way to a peer and back.
+    Climbed {
+        /// The peer.
+        peer: PeerId,
+        /// When it was read.
+        at: Mono,
+        /// By stream: requests on their way out, replies on their way in.
+        climbs: Vec<(Stream, Climb)>,
     },
     /// The prober looked at itself; sent about every 100 ms while it has orders.
     Observed {

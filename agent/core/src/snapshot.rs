@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
+use crate::kernel::KernelCounts;
 use crate::model::{
     Address, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
     RouteTable, Tunnel,
@@ -39,6 +40,9 @@ pub struct Snapshot {
     pub fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
     /// /proc.
     pub host: Fact<Arc<Host>>,
+    /// What the eBPF programs counted.
+    #[serde(default)]
+    pub kernel: Fact<Arc<KernelCounts>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

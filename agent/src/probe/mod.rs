@@ -16,14 +16,17 @@ mod responder;
 mod socket;
 pub mod wire;
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
 use overlaywatch_core::fact::Gap;
+use overlaywatch_core::ladder::Climb;
 use overlaywatch_core::model::PeerId;
-use overlaywatch_core::probing::{Orders, OwnStatus, ProbeEvent};
+use overlaywatch_core::probing::{Orders, OwnStatus, ProbeDrop, ProbeEvent, Stream};
 use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use tokio::sync::mpsc;
 
@@ -39,11 +42,40 @@ pub const DEFAULT_PORT: u16 = 9977;
 
 /// Events that wait for a look at most; beyond, it comes early.
 const LONGEST_JOURNAL: usize = 4_096;
+/// Hops are read this often, less the time of a look.
+const HOPS_NS: u64 = 150 * MILLISECOND;
+/// Peers whose hops are read at a time.
+const HOPS_AT_ONCE: usize = 64;
 /// Counters are told this often; less the time of a look, which tells them.
 const COUNTERS_NS: u64 = SECOND - 50 * MILLISECOND;
 
-/// How to run.
+/// What the kernel counted of probes at this node's hops.
+pub trait Hops: fmt::Debug + Send + Sync {
+    /// One stream, by the epoch of its requester for its peer; none while
+    /// nothing is counted.
+    fn climb(&self, epoch: u64, stream: Stream) -> Option<Climb>;
+
+    /// Probes between this node and a peer that were dropped here lately, the
+    /// most first.
+    fn drops(&self, peer: PeerId) -> Vec<ProbeDrop>;
+}
+
+/// Nothing is counted: no permission, or an old kernel.
 #[derive(Clone, Copy, Debug)]
+pub struct Uncounted;
+
+impl Hops for Uncounted {
+    fn climb(&self, _: u64, _: Stream) -> Option<Climb> {
+        None
+    }
+
+    fn drops(&self, _: PeerId) -> Vec<ProbeDrop> {
+        Vec::new()
+    }
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The UDP port of this node's responder and of its peers'.
     pub port: u16,
@@ -51,6 +83,8 @@ pub struct Options {
     pub epoch: u64,
     /// Whether to answer peers.
     pub responder: bool,
+    /// What passed this node's hops.
+    pub hops: Arc<dyn Hops>,
 }
 
 /// Why there can be no probing.
@@ -140,13 +174,17 @@ struct Edge {
     responder: Option<Responder>,
     journal: Journal,
     own: Arc<OwnStatus>,
+    hops: Arc<dyn Hops>,
+    hops_of: Arc<BTreeSet<PeerId>>,
+    /// When hops were read last.
+    climbed: Mono,
     /// When the counters were told last.
     counted: Mono,
 }
 
 impl Edge {
     fn open(options: Options) -> Result<Self, ProbeError> {
-        let Options { port, epoch, responder } = options;
+        let Options { port, epoch, responder, hops } = options;
         let responder = if responder {
             Some(Responder::bind(port, epoch).map_err(|(address, error)| match error.kind() {
                 io::ErrorKind::AddrInUse => ProbeError::InUse(address),
@@ -162,6 +200,9 @@ impl Edge {
             responder,
             journal: Journal::default(),
             own: Arc::default(),
+            hops,
+            hops_of: Arc::default(),
+            climbed: Mono::default(),
             counted: Mono::default(),
         })
     }
@@ -183,7 +224,7 @@ impl Edge {
     }
 
     fn obey(&mut self, orders: Orders) {
-        let Orders { requests, peers, own } = orders;
+        let Orders { requests, peers, own, hops_of } = orders;
         if !Arc::ptr_eq(&peers, &self.journal.peers) {
             let is_known = |peer: PeerId| peers.contains_key(&peer.0);
             self.prober.retain(is_known);
@@ -193,6 +234,7 @@ impl Edge {
             self.journal.peers = peers;
         }
         self.own = own;
+        self.hops_of = hops_of;
         self.agenda.add(requests, clock::mono());
     }
 
@@ -203,7 +245,8 @@ impl Edge {
             return Ok(Vec::new());
         }
         while let Some(request) = self.agenda.take_due(now) {
-            self.prober.send(&request, &mut self.journal);
+            let asks_hops = self.hops_of.contains(&request.peer);
+            self.prober.send(&request, asks_hops, &mut self.journal);
         }
         if self.agenda.is_look(now) || self.journal.events.len() >= LONGEST_JOURNAL {
             self.look()
@@ -214,7 +257,21 @@ impl Edge {
 
     fn answer(&mut self) -> Result<(), ProbeError> {
         let Some(responder) = &mut self.responder else { return Ok(()) };
-        responder.answer(&self.own, &mut self.journal).map_err(ProbeError::Failed)
+        responder.answer(&self.own, self.hops.as_ref(), &mut self.journal).map_err(ProbeError::Failed)
+    }
+
+    /// Reads what passed this node's hops to and from peers that lose something.
+    fn read_hops(&mut self, at: Mono) {
+        if at.since(self.climbed) < HOPS_NS {
+            return;
+        }
+        self.climbed = at;
+        for &peer in self.hops_of.iter().take(HOPS_AT_ONCE) {
+            let climbs = self.prober.climbs(peer, self.hops.as_ref());
+            if !climbs.is_empty() {
+                self.journal.events.push(ProbeEvent::Climbed { peer, at, climbs });
+            }
+        }
     }
 
     /// Reads everything that came until now and tells what happened.
@@ -225,6 +282,7 @@ impl Edge {
         if let Some(responder) = &mut self.responder {
             responder.report(at, &mut self.journal);
         }
+        self.read_hops(at);
         let journal = &mut self.journal;
         journal.events.push(ProbeEvent::Observed {
             at,

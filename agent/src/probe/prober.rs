@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use overlaywatch_core::ladder::{Recorded, Window};
+use overlaywatch_core::ladder::{Climb, Recorded, Window};
 use overlaywatch_core::model::PeerId;
 use overlaywatch_core::probing::{
     Ignored, MAX_WINDOWS, PeerStatus, ProbeEvent, ProbeRequest, SendError, Stream,
@@ -19,6 +19,7 @@ use super::echo::{self, Echo, EchoReply};
 use super::journal::{Clocks, Journal, header_bytes};
 use super::socket::{Datagram, Inbox, NetworkError, PathMtu, Socket};
 use super::wire::{self, Message, Request};
+use super::Hops;
 use crate::clock;
 
 /// Source ports that successive probes of a pair take in turn: VXLAN derives
@@ -124,6 +125,22 @@ impl Family {
     }
 }
 
+/// The epoch that a peer is told: a number of its own for each peer, so that a
+/// stream is known by it at every hop, whatever becomes of the addresses.
+/// FNV-1a over both, then SplitMix64's finalizer.
+fn epoch_for(epoch: u64, peer: PeerId) -> u64 {
+    let octets = match peer.0 {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let sum = octets.iter().fold(epoch, |sum, &octet| {
+        (sum ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let z = (sum ^ (sum >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -152,11 +169,11 @@ impl Prober {
     }
 
     /// Sends one probe.
-    pub(super) fn send(&mut self, request: &ProbeRequest, journal: &mut Journal) {
+    pub(super) fn send(&mut self, request: &ProbeRequest, asks_hops: bool, journal: &mut Journal) {
         let at = clock::mono();
         let ProbeRequest { peer, stream, target, .. } = *request;
         let seq = self.course(request, at).next;
-        match self.transmit(request, seq, at, journal) {
+        match self.transmit(request, asks_hops, seq, at, journal) {
             Ok(Some(payload)) => {
                 let course = self.course(request, at);
                 course.next = seq.wrapping_add(1);
@@ -180,11 +197,13 @@ impl Prober {
     fn transmit(
         &mut self,
         request: &ProbeRequest,
+        asks_hops: bool,
         seq: u32,
         at: Mono,
         journal: &mut Journal,
     ) -> Result<Option<usize>, Errno> {
-        let ProbeRequest { stream, target, source, .. } = *request;
+        let ProbeRequest { peer, stream, target, source, .. } = *request;
+        let asks_hops = asks_hops && stream == Stream::Underlay;
         let sent = self.told_sent(request, seq, at);
         let family = if target.is_ipv4() {
             &mut self.v4
@@ -201,7 +220,9 @@ impl Prober {
             echo.form.write(seq, at.0, bytes, &mut self.packet);
             self.packet.len() - echo::HEADER_BYTES
         } else {
-            let probe = Request { stream, seq, epoch: self.epoch, sent_at: at.0, sent };
+            let epoch = epoch_for(self.epoch, peer);
+            let probe = Request { stream, seq, epoch, sent_at: at.0, sent, asks_hops };
+            let bytes = if asks_hops { bytes.max(wire::ASKING_BYTES) } else { bytes };
             wire::encode_request(&probe, bytes, &mut self.packet);
             self.packet.len()
         };
@@ -222,6 +243,17 @@ impl Prober {
             }
             attempt += 1;
         }
+    }
+
+    /// What passed this node's hops of the streams to a peer, and of their replies.
+    pub(super) fn climbs(&self, peer: PeerId, hops: &dyn Hops) -> Vec<(Stream, Climb)> {
+        let epoch = epoch_for(self.epoch, peer);
+        let courses = self.pairs.get(&peer).map_or(&[][..], Vec::as_slice);
+        courses
+            .iter()
+            .filter(|course| course.stream != Stream::Echo)
+            .filter_map(|course| Some((course.stream, hops.climb(epoch, course.stream)?)))
+            .collect()
     }
 
     /// What an underlay request says: how far each stream has got, this one included.
@@ -329,13 +361,16 @@ fn collect_replies(
                     // Somebody else's: a raw socket hears them all.
                     None => continue,
                 },
-                None => match Answer::of_packet(&packet, epoch) {
-                    Ok(answer) => answer,
-                    Err(reason) => {
-                        journal.ignore(reason);
-                        continue;
+                None => {
+                    let from = journal.peer(packet.from.ip());
+                    match from.and_then(|peer| Answer::of_packet(&packet, epoch_for(epoch, peer))) {
+                        Ok(answer) => answer,
+                        Err(reason) => {
+                            journal.ignore(reason);
+                            continue;
+                        }
                     }
-                },
+                }
             };
             let at = clocks.when(packet.note.received_ns);
             if let Err(reason) = take_answer(answer, packet.from.ip(), at, pairs, journal) {

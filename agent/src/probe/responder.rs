@@ -5,14 +5,17 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use overlaywatch_core::ladder::{Recorded, Window};
+use overlaywatch_core::ladder::{Climb, Recorded, Window};
 use overlaywatch_core::model::PeerId;
-use overlaywatch_core::probing::{Ignored, MAX_WINDOWS, OwnStatus, Passage, ProbeEvent, Stream};
+use overlaywatch_core::probing::{
+    Ignored, MAX_CLIMBS, MAX_WINDOWS, OwnStatus, Passage, ProbeEvent, Stream,
+};
 use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use socket2::Domain;
 
 use super::journal::{Clocks, Journal};
 use super::socket::{Inbox, Socket};
+use super::Hops;
 use super::wire::{self, Message, Request, Status};
 
 /// What an answer costs a peer: it may ask 200 times a second.
@@ -120,11 +123,16 @@ impl Responder {
     }
 
     /// Reads what came and answers it.
-    pub(super) fn answer(&mut self, own: &OwnStatus, journal: &mut Journal) -> io::Result<()> {
+    pub(super) fn answer(
+        &mut self,
+        own: &OwnStatus,
+        hops: &dyn Hops,
+        journal: &mut Journal,
+    ) -> io::Result<()> {
         for position in 0..self.sockets.len() {
             for _ in 0..BATCHES {
                 let more = self.read(position, journal)?;
-                self.reply(position, own, journal);
+                self.reply(position, own, hops, journal);
                 if !more {
                     break;
                 }
@@ -190,15 +198,27 @@ impl Responder {
 
     /// Answers what was read: from the address that was asked, to the address
     /// and port that asked.
-    fn reply(&mut self, position: usize, own: &OwnStatus, journal: &mut Journal) {
+    fn reply(
+        &mut self,
+        position: usize,
+        own: &OwnStatus,
+        hops: &dyn Hops,
+        journal: &mut Journal,
+    ) {
         let Some(socket) = self.sockets.get(position) else { return };
         for work in self.work.drain(..) {
             let windows;
+            let (mut climbs, mut drops) = (Vec::new(), Vec::new());
             let status = if work.request.stream == Stream::Underlay {
                 let asker = self.askers.get(&work.peer);
                 let run = asker.and_then(|asker| asker.run(work.request.epoch));
                 windows = run.map(Run::windows).unwrap_or_default();
-                Some(Status { epoch: self.epoch, windows: &windows, own })
+                if work.request.asks_hops {
+                    climbs = climbs_of(&work.request, hops);
+                    drops = hops.drops(work.peer);
+                }
+                let (windows, climbs, drops) = (&windows, &climbs, &drops);
+                Some(Status { epoch: self.epoch, windows, own, climbs, drops })
             } else {
                 None
             };
@@ -235,6 +255,14 @@ impl Responder {
             asker.has_told()
         });
     }
+}
+
+/// What passed this node's hops of the streams that the requester has.
+fn climbs_of(request: &Request, hops: &dyn Hops) -> Vec<(Stream, Climb)> {
+    let streams = request.sent.iter().map(|&(stream, _)| stream).take(MAX_CLIMBS);
+    streams
+        .filter_map(|stream| Some((stream, hops.climb(request.epoch, stream)?)))
+        .collect()
 }
 
 /// Whether the host has no IPv6: built without it, or switched off.

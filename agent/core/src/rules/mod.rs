@@ -2,6 +2,7 @@
 //! What is a consequence of what is said in the catalog, not here.
 
 mod host;
+mod kernel;
 mod neighbour;
 mod probe;
 mod route;
@@ -92,10 +93,15 @@ impl Tables {
 pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
     let context = Context { delta, now: delta.now };
     let mut verdicts = Verdicts::default();
-    on_tables(&context, memo, &mut verdicts);
-    host::judge(&context, &mut verdicts);
-    tunnel::judge(&context, &mut verdicts);
+    if !policy.counted_only {
+        on_tables(&context, memo, &mut verdicts);
+        host::judge(&context, &mut verdicts);
+        tunnel::judge(&context, &mut verdicts);
+        kernel::refusals(&context, &mut verdicts);
+    }
     probe::judge(&context, &mut verdicts);
+    kernel::judge(&context, &mut verdicts);
+    kernel::testify(&context, &mut verdicts);
     verdicts.findings.retain(|finding| !policy.silenced.contains(&finding.code));
     verdicts
 }
@@ -142,6 +148,11 @@ impl Context<'_> {
 
     fn pair(&self, peer: &Peer) -> Option<&PairView> {
         self.now.pairs.get(&peer.id).map(AsRef::as_ref)
+    }
+
+    /// Whether what the peer said of itself is of now.
+    fn is_told_lately(&self, pair: &PairView) -> bool {
+        pair.status.as_ref().is_some_and(|(heard, _)| self.at().since(*heard) <= FRESH_NS)
     }
 
     fn is_peer(&self, id: PeerId) -> bool {

@@ -157,6 +157,10 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
             evidence.push(Evidence::Refused { stream: Stream::Underlay, error, count });
             (Some(Direction::Outbound), Some(Segment { from: Hop::Sent, to: Hop::LeftNic }))
         }
+        (Code::PeerUnreachable, None) if counted(underlay).is_some() => {
+            let (direction, segment) = counted(underlay).unzip();
+            (direction, segment)
+        }
         (Code::PeerUnreachable | Code::ProbePortFiltered, None) if is_heard => {
             (Some(Direction::Outbound), Some(Segment { from: Hop::Sent, to: Hop::Delivered }))
         }
@@ -171,6 +175,11 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
         evidence,
         confidence,
     });
+}
+
+/// Where the hops say that most of the losses vanished, and which way.
+fn counted(view: &StreamView) -> Option<(Direction, Segment)> {
+    view.places.first().map(|place| (place.direction, place.segment))
 }
 
 /// Why the local kernel refuses to send, where that explains the losses.
@@ -201,7 +210,8 @@ fn overlay(
     // The underlay answered since, so it is not just that both die together.
     let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
     if is_dead(&small.run, DEAD_RUN) && answered_since {
-        if !outbound(small) || counters_tell(context, small) {
+        let is_counted = direction(small).is_some_and(|way| small.place(way).is_some());
+        if is_counted || !outbound(small) || counters_tell(context, small) {
             let finding = dead(context, peer, leads, small, underlay);
             // What the kernel refuses may be said by a rule on its tables already.
             if !verdicts.findings.iter().any(|known| known.key() == finding.key()) {
@@ -225,7 +235,7 @@ fn overlay(
         let mut finding =
             loss(Code::MtuBlackhole, peer, Some(encapsulation), full, Stream::Full(encapsulation));
         finding.direction = direction(full);
-        finding.hop = finding.direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
+        finding.hop = finding.direction.map(|direction| place(full, direction));
         finding.evidence = vec![lost(Stream::Full(encapsulation), full)];
         finding.evidence.push(Evidence::Answered {
             stream: Stream::Small(encapsulation),
@@ -298,18 +308,25 @@ fn dead(
         Some(SendError::Filtered) => Code::LocalOutputDrop,
         Some(SendError::NoRoute) => Code::RouteMissing,
         Some(_) => Code::RouteBlackhole,
-        None => {
-            let refused = if outbound(small) { refused_by_device(context, leads) } else { None };
-            if let Some((packets, sure)) = refused {
-                confidence = sure;
-                evidence.push(Evidence::DeviceDropped { device: leads.device.clone(), packets });
-                hop = Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic });
-                Code::LocalOutputDrop
-            } else {
-                hop = direction(small).map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
-                Code::EncapsulationLost
+        None => match direction(small).zip(direction(small).and_then(|way| small.place(way))) {
+            Some((direction, segment)) => {
+                hop = Some(segment);
+                code_of(segment, direction)
             }
-        }
+            None => {
+                let refused = outbound(small).then(|| refused_by_device(context, leads)).flatten();
+                if let Some((packets, sure)) = refused {
+                    confidence = sure;
+                    evidence
+                        .push(Evidence::DeviceDropped { device: leads.device.clone(), packets });
+                    hop = Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic });
+                    Code::LocalOutputDrop
+                } else {
+                    hop = direction(small).map(|_| Segment { from: Hop::Sent, to: Hop::Delivered });
+                    Code::EncapsulationLost
+                }
+            }
+        },
     };
     if matches!(code, Code::RouteMissing | Code::RouteBlackhole) {
         confidence = Confidence::Certain;
@@ -338,6 +355,23 @@ fn direction(view: &StreamView) -> Option<Direction> {
     }
 }
 
+/// Where the losses of one direction vanished; the whole way where nobody counts.
+fn place(view: &StreamView, direction: Direction) -> Segment {
+    view.place(direction).unwrap_or(Segment { from: Hop::Sent, to: Hop::Delivered })
+}
+
+/// What a counted place means, where no rule knows more.
+fn code_of(segment: Segment, direction: Direction) -> Code {
+    if segment.from < Hop::ReachedNic && segment.to > Hop::LeftNic {
+        // The wire is part of it.
+        Code::EncapsulationLost
+    } else if segment.to <= Hop::LeftNic && direction != Direction::Inbound {
+        Code::LocalOutputDrop
+    } else {
+        Code::UnexplainedLoss
+    }
+}
+
 fn loss(
     code: Code,
     peer: &Peer,
@@ -355,7 +389,7 @@ fn loss(
         code,
         subject: Subject::Pair { peer: peer.id, encapsulation },
         direction,
-        hop: direction.map(|_| Segment { from: Hop::Sent, to: Hop::Delivered }),
+        hop: direction.map(|direction| place(view, direction)),
         evidence: vec![lost_at_times(stream, view)],
         confidence: Confidence::High,
     }

@@ -1,0 +1,219 @@
+//! What the kernel's eBPF programs count at this node's hops, and what they are
+//! to watch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Encapsulation, IfIndex, PeerId};
+use crate::probing::Stream;
+use crate::snapshot::Snapshot;
+
+/// How far back "lately" reaches: the age that makes a count growth, seconds.
+pub const LATELY_SECONDS: u64 = 10;
+
+/// VXLAN ports that are always watched: IANA's and the kernel's older default.
+/// A peer whose device is gone still sends to them.
+const USUAL_PORTS: [u16; 2] = [4789, 8472];
+
+/// Everything that was counted up to one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelCounts {
+    /// Drops, the most recent growth first.
+    pub drops: Vec<PacketDrop>,
+    /// ICMP errors that quote outer packets of this node.
+    pub icmp: Vec<IcmpError>,
+    /// Encapsulated traffic by peer.
+    pub traffic: Vec<Traffic>,
+    /// Devices whose packets are counted.
+    pub devices: Vec<IfIndex>,
+    /// What is not counted although it should be, and the remedy.
+    pub problems: Vec<String>,
+}
+
+/// Packets of one kind that this node's kernel dropped in one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketDrop {
+    /// Where and why.
+    pub site: DropSite,
+    /// The peer that one of its addresses belongs to.
+    pub peer: Option<PeerId>,
+    /// What they were.
+    pub form: DropForm,
+    /// Towards that peer, not from it.
+    pub outbound: bool,
+    /// Probes: their stream, and whether they were replies.
+    pub probe: Option<(Stream, bool)>,
+    /// EtherType.
+    pub ethertype: u16,
+    /// IP protocol of the outermost header.
+    pub ip_protocol: u8,
+    /// How many since the programs were loaded.
+    pub total: u64,
+    /// How many of them in the last [`LATELY_SECONDS`].
+    pub lately: u64,
+}
+
+/// What a dropped packet was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropForm {
+    /// Encapsulated.
+    Outer,
+    /// On a tunnel device, or on its way to one.
+    Inner,
+    /// A probe without encapsulation.
+    Bare,
+}
+
+impl DropForm {
+    /// The name used in labels and JSON.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Outer => "outer",
+            Self::Inner => "inner",
+            Self::Bare => "bare",
+        }
+    }
+}
+
+/// Where in a kernel a packet was dropped, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DropSite {
+    /// The kernel's drop reason (include/net/dropreason-core.h), without its
+    /// prefix; none on a kernel without reasons.
+    pub reason: Option<String>,
+    /// The kernel function; none where its name cannot be read.
+    pub function: Option<String>,
+    /// The packet's device; none when it had none that is known.
+    pub device: Option<String>,
+}
+
+impl fmt::Display for DropSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason.as_deref().unwrap_or("no reason given"))?;
+        if let Some(function) = &self.function {
+            write!(f, " in {function}")?;
+        }
+        self.device.as_ref().map_or(Ok(()), |device| write!(f, " on {device}"))
+    }
+}
+
+/// ICMP errors of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IcmpError {
+    /// Where the quoted packet went.
+    pub peer: IpAddr,
+    /// Who sent the error.
+    pub from: IpAddr,
+    /// The quoted packet's encapsulation.
+    pub encapsulation: Encapsulation,
+    /// Type (RFC 792; RFC 4443 where `peer` is an IPv6 address).
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Next-hop MTU of the latest, where it carries one.
+    pub mtu: Option<u32>,
+    /// How many since the programs were loaded.
+    pub total: u64,
+    /// How many of them in the last [`LATELY_SECONDS`].
+    pub lately: u64,
+}
+
+/// Encapsulated traffic with one peer, one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The other end's outer address.
+    pub peer: IpAddr,
+    /// Its encapsulation.
+    pub encapsulation: Encapsulation,
+    /// Towards the peer.
+    pub outbound: bool,
+    /// Packets since the programs were loaded.
+    pub packets: u64,
+    /// Bytes, link headers included.
+    pub bytes: u64,
+    /// First fragments of outer packets.
+    pub fragments: u64,
+    /// Packets in the last [`LATELY_SECONDS`] that were no probes.
+    pub lately: u64,
+}
+
+/// What the programs are to watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HookPlan {
+    /// Devices, in order of index.
+    pub devices: Vec<HookedDevice>,
+    /// UDP ports that VXLAN uses here or at a peer.
+    pub ports: BTreeSet<u16>,
+    /// Whose each address is: peers' own and, by the routes into tunnels, their pods'.
+    pub peers: BTreeMap<IpNet, PeerId>,
+}
+
+/// A device that is to be watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HookedDevice {
+    /// Its index.
+    pub index: IfIndex,
+    /// Its name.
+    pub name: String,
+    /// The encapsulation of a tunnel device; none for an underlay NIC.
+    pub tunnel: Option<Encapsulation>,
+    /// Its packets begin with an Ethernet header.
+    pub is_ethernet: bool,
+}
+
+impl HookPlan {
+    /// The plan for what was observed.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot, addresses: impl IntoIterator<Item = (IpAddr, PeerId)>) -> Self {
+        let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
+        let links = snapshot.links.seen();
+        let device = |index: IfIndex, tunnel: Option<Encapsulation>| {
+            let link = links?.get(&index)?;
+            let is_ethernet = link.mac.is_some();
+            Some(HookedDevice { index, name: link.name.clone(), tunnel, is_ethernet })
+        };
+        let mut devices: Vec<HookedDevice> = tunnels
+            .iter()
+            .filter_map(|tunnel| device(tunnel.index, Some(tunnel.encapsulation)))
+            .chain(snapshot.underlays.iter().filter_map(|&index| device(index, None)))
+            .collect();
+        devices.sort_unstable();
+        devices.dedup_by_key(|device| device.index);
+        let own = tunnels.iter().map(|tunnel| tunnel.encapsulation);
+        let led = snapshot.peers.iter().flat_map(|p| p.tunnels.iter().map(|t| t.encapsulation));
+        let told = snapshot.pairs.values().filter_map(|pair| pair.status.as_ref());
+        let told = told.flat_map(|(_, status)| status.tunnels.iter().map(|t| t.encapsulation));
+        let ports = own.chain(led).chain(told).filter_map(|encapsulation| match encapsulation {
+            Encapsulation::Vxlan(port) => Some(port),
+            Encapsulation::Ipip => None,
+        });
+        let peers = pods(snapshot).chain(addresses.into_iter().map(|(a, peer)| (a.into(), peer)));
+        Self { devices, ports: ports.chain(USUAL_PORTS).collect(), peers: peers.collect() }
+    }
+}
+
+/// Networks that routes through a tunnel lead to, with the peer that the next
+/// hop belongs to. A default route is no network of anybody's.
+fn pods(snapshot: &Snapshot) -> impl Iterator<Item = (IpNet, PeerId)> {
+    let mut by_gateway = BTreeMap::new();
+    for peer in snapshot.peers.iter() {
+        for leads in &peer.tunnels {
+            by_gateway.insert((leads.index, peer.id.0), peer.id);
+            if let Some(overlay) = leads.overlay {
+                by_gateway.insert((leads.index, overlay), peer.id);
+            }
+        }
+    }
+    let routes = snapshot.routes.seen().into_iter().flat_map(|routes| routes.0.values());
+    routes.filter_map(move |route| {
+        let via = (route.next_hop.device?, route.next_hop.gateway?);
+        let peer = *by_gateway.get(&via)?;
+        (route.key.destination.prefix_len() > 0).then_some((route.key.destination, peer))
+    })
+}

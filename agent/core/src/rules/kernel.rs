@@ -1,0 +1,165 @@
+//! What the kernel counted: ICMP errors about outer packets, live traffic that
+//! it drops, and what it says of the losses that other rules found.
+
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
+use crate::kernel::{DropForm, KernelCounts, PacketDrop};
+use crate::ladder::{Hop, Segment};
+use crate::model::{Encapsulation, Peer, PeerId};
+use crate::pairs::StreamView;
+use crate::probing::Stream;
+
+/// Errors in the last seconds that mean that encapsulated packets are refused
+/// as they come: a kernel sends at most one a second (ip-sysctl, icmp_ratelimit).
+const REFUSALS: u64 = 3;
+/// Dropped packets of live traffic below which nothing is said.
+const LIVE_DROPS: u64 = 10;
+/// Of the live traffic with a peer, so much must be dropped, in per cent: a
+/// network policy drops some of it, a broken host all.
+const LIVE_SHARE: u64 = 90;
+/// EtherTypes of packets that pods send each other; the rest is the host's own noise.
+const IP: [u16; 2] = [0x0800, 0x86dd];
+
+/// The peer itself refuses outer packets.
+pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let Some(counts) = context.now.kernel.seen() else {
+        return verdicts.blind(&[Code::EncapsulationRefused]);
+    };
+    for error in counts.icmp.iter().filter(|error| error.lately >= REFUSALS) {
+        let is_unreachable = error.kind == if error.peer.is_ipv6() { 1 } else { 3 };
+        let too_big = error.kind == 3 && error.code == 4;
+        let peer = PeerId(error.peer);
+        if !is_unreachable || too_big || error.from != error.peer || !context.is_peer(peer) {
+            continue;
+        }
+        let finding = Finding {
+            code: Code::EncapsulationRefused,
+            subject: Subject::Pair { peer, encapsulation: Some(error.encapsulation) },
+            direction: Some(Direction::Outbound),
+            hop: Some(Segment { from: Hop::ReachedNic, to: Hop::Decapsulated }),
+            evidence: vec![Evidence::OuterRefused {
+                encapsulation: error.encapsulation,
+                icmp: error.kind,
+                code: error.code,
+                from: error.from,
+                count: error.lately,
+            }],
+            confidence: Confidence::Certain,
+        };
+        if !verdicts.findings.iter().any(|known| known.key() == finding.key()) {
+            verdicts.add(finding);
+        }
+    }
+}
+
+/// Live traffic with a peer that this node drops nearly all of, inside the tunnel.
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let Some(counts) = context.now.kernel.seen() else { return };
+    for (peer, leads, _) in context.tunnelled_peers() {
+        for outbound in [false, true] {
+            if let Some(finding) = dropped(counts, peer, leads.encapsulation, outbound) {
+                let known = verdicts.findings.iter().any(|known| known.key() == finding.key());
+                if !known {
+                    verdicts.add(finding);
+                }
+            }
+        }
+    }
+}
+
+fn dropped(
+    counts: &KernelCounts,
+    peer: &Peer,
+    encapsulation: Encapsulation,
+    outbound: bool,
+) -> Option<Finding> {
+    let is_live = |drop: &&PacketDrop| {
+        drop.form == DropForm::Inner
+            && drop.probe.is_none()
+            && drop.peer == Some(peer.id)
+            && drop.outbound == outbound
+            && IP.contains(&drop.ethertype)
+    };
+    let drops: u64 = counts.drops.iter().filter(is_live).map(|drop| drop.lately).sum();
+    let passed = |way: bool| -> u64 {
+        counts
+            .traffic
+            .iter()
+            .filter(|t| t.peer == peer.id.0 && t.encapsulation == encapsulation)
+            .filter(|t| t.outbound == way)
+            .map(|t| t.lately)
+            .sum()
+    };
+    // What leaves is counted after the drop, what comes in before it.
+    let all = if outbound { drops + passed(true) } else { passed(false).max(drops) };
+    if drops < LIVE_DROPS || drops * 100 < all * LIVE_SHARE {
+        return None;
+    }
+    let (direction, hop) = if outbound {
+        (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
+    } else {
+        (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
+    };
+    let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
+    Some(Finding {
+        code: Code::UnexplainedLoss,
+        subject: Subject::Pair { peer: peer.id, encapsulation: Some(encapsulation) },
+        direction: Some(direction),
+        hop: Some(hop),
+        evidence: vec![
+            Evidence::LiveTraffic {
+                encapsulation,
+                outbound: passed(true),
+                inbound: passed(false),
+            },
+            Evidence::KernelDropped { here: true, site: worst.site.clone(), packets: drops },
+        ],
+        // The node may be told to drop it: a rule that reads its tables can say.
+        confidence: Confidence::Low,
+    })
+}
+
+/// Adds to each finding about a pair what was counted of its losses: where they
+/// vanished, and which kernel dropped them, where and why.
+pub(super) fn testify(context: &Context<'_>, verdicts: &mut Verdicts) {
+    for finding in &mut verdicts.findings {
+        let Subject::Pair { peer: id, encapsulation } = finding.subject else { continue };
+        let stream = match (finding.code, encapsulation) {
+            (Code::MtuBlackhole, Some(encapsulation)) => Stream::Full(encapsulation),
+            (_, Some(encapsulation)) => Stream::Small(encapsulation),
+            (_, None) => Stream::Underlay,
+        };
+        let Some(pair) = context.now.pairs.get(&id) else { continue };
+        let Some(view) = pair.streams.get(&stream) else { continue };
+        if !view.is_lossy() {
+            continue;
+        }
+        finding.evidence.extend(places(view));
+        let here = context.now.kernel.seen().into_iter().flat_map(|counts| &counts.drops);
+        let here = here.filter(|drop| drop.peer == Some(id) && drop.lately > 0);
+        let here = here.filter(|drop| drop.probe.is_some_and(|(of, _)| of == stream));
+        let here = here.map(|drop| (true, &drop.site, drop.lately));
+        let status = pair.status.iter().filter(|_| context.is_told_lately(pair));
+        let there = status.flat_map(|(_, status)| &status.drops);
+        let there = there.filter(|drop| drop.stream == stream);
+        let there = there.map(|drop| (false, &drop.site, u64::from(drop.packets)));
+        let mut dropped: Vec<_> = here.chain(there).collect();
+        dropped.sort_by_key(|&(_, _, packets)| std::cmp::Reverse(packets));
+        finding.evidence.extend(dropped.into_iter().take(MOST_SITES).map(
+            |(here, site, packets)| Evidence::KernelDropped { here, site: site.clone(), packets },
+        ));
+    }
+}
+
+/// Drop sites that one finding names.
+const MOST_SITES: usize = 3;
+
+/// The commonest place of each direction.
+fn places(view: &StreamView) -> impl Iterator<Item = Evidence> + '_ {
+    [Direction::Outbound, Direction::Inbound].into_iter().filter_map(|direction| {
+        let place = view.places.iter().find(|place| place.direction == direction)?;
+        let Segment { from, to } = place.segment;
+        Some(Evidence::Counted { direction, from, to, count: place.count })
+    })
+}
