@@ -348,6 +348,10 @@ impl Kernel {
     };
 }
 
+/// The programs, built from `src/programs` by `cargo xtask ebpf`.
+#[cfg(feature = "user")]
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../overlaywatch.bpf.o");
+
 #[cfg(feature = "user")]
 mod pod {
     use super::{

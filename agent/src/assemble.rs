@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::{Assembly, SourceId, Update};
 use overlaywatch_core::diagnose::Diagnoser;
+use overlaywatch_core::kernel::HookPlan;
 use overlaywatch_core::model::{Peer, PeerId};
 use overlaywatch_core::plan::{Planner, TICK_MS};
 use overlaywatch_core::probing::{Orders, OwnStatus, TunnelAdvert};
@@ -21,6 +22,9 @@ use crate::published::Published;
 
 /// Updates folded in one go before the timer is looked at again.
 const BATCH: usize = 256;
+/// What the programs are to watch is worked out again after this long even if no
+/// table changed: peers may tell of other ports.
+const HOOKS_NS: u64 = 2 * SECOND;
 /// A source that has said nothing for this long does not hold up the first verdict.
 const FIRST_LOOK_NS: u64 = 10 * SECOND;
 
@@ -36,8 +40,34 @@ pub(crate) struct Assembler {
     /// Every peer's addresses, and the peers that they were taken from.
     addresses: (Arc<Vec<Peer>>, Arc<HashMap<IpAddr, PeerId>>),
     own: Arc<OwnStatus>,
+    hooks: Hooks,
     orders: mpsc::Sender<Orders>,
     publication: watch::Sender<Option<Arc<Published>>>,
+}
+
+/// What the eBPF programs are told to watch, and what that was worked out from:
+/// collections are compared by identity, since a change always makes a new one.
+struct Hooks {
+    plan: watch::Sender<Arc<HookPlan>>,
+    from: Option<Snapshot>,
+    /// When what peers say of themselves was looked at last.
+    at: Mono,
+}
+
+impl Hooks {
+    fn is_same(&self, snapshot: &Snapshot) -> bool {
+        let same = |one: Option<&Arc<_>>, other: Option<&Arc<_>>| match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        self.from.as_ref().is_some_and(|from| {
+            Arc::ptr_eq(&from.peers, &snapshot.peers)
+                && Arc::ptr_eq(&from.underlays, &snapshot.underlays)
+                && same(from.routes.seen(), snapshot.routes.seen())
+                && from.tunnels == snapshot.tunnels
+        }) && snapshot.now.mono.since(self.at) < HOOKS_NS
+    }
 }
 
 impl Assembler {
@@ -47,6 +77,7 @@ impl Assembler {
         assembly: Assembly,
         awaited: BTreeSet<SourceId>,
         orders: mpsc::Sender<Orders>,
+        plan: watch::Sender<Arc<HookPlan>>,
         publication: watch::Sender<Option<Arc<Published>>>,
     ) -> Self {
         Self {
@@ -58,6 +89,7 @@ impl Assembler {
             awaited,
             addresses: (Arc::default(), Arc::default()),
             own: Arc::default(),
+            hooks: Hooks { plan, from: None, at: Mono(0) },
             orders,
             publication,
         }
@@ -110,11 +142,35 @@ impl Assembler {
             own: self.own_status(&snapshot),
             hops_of: Arc::new(self.assembly.losing().collect()),
         };
+        self.plan_hooks(&snapshot, &orders.peers);
         // A prober that has not taken the last orders yet is starved; it says
         // so itself, and old orders serve nobody.
         let _ = self.orders.try_send(orders);
         let published = Published { tick: self.tick, snapshot, before, diagnosis };
         self.publication.send_replace(Some(Arc::new(published)));
+    }
+
+    /// Tells the eBPF programs what to watch, when that may have changed.
+    fn plan_hooks(&mut self, snapshot: &Snapshot, addresses: &HashMap<IpAddr, PeerId>) {
+        if self.hooks.is_same(snapshot) {
+            return;
+        }
+        self.hooks.from = Some(Snapshot {
+            peers: Arc::clone(&snapshot.peers),
+            underlays: Arc::clone(&snapshot.underlays),
+            routes: snapshot.routes.clone(),
+            tunnels: snapshot.tunnels.clone(),
+            ..Snapshot::default()
+        });
+        self.hooks.at = snapshot.now.mono;
+        let plan = HookPlan::of(snapshot, addresses.iter().map(|(&ip, &peer)| (ip, peer)));
+        self.hooks.plan.send_if_modified(|known| {
+            let is_new = **known != plan;
+            if is_new {
+                *known = Arc::new(plan);
+            }
+            is_new
+        });
     }
 
     fn addresses_of(&mut self, snapshot: &Snapshot) -> Arc<HashMap<IpAddr, PeerId>> {

@@ -98,6 +98,12 @@ pub struct AgentArgs {
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,
+    /// Say only what is counted at the hops, without the rules that name causes: a debugging aid
+    #[arg(long)]
+    pub no_rules: bool,
+    /// Remove all eBPF programs, links and maps that agents left pinned, and end
+    #[arg(long, conflicts_with = "no_rules")]
+    pub detach: bool,
 }
 
 /// Arguments of `check`.

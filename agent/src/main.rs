@@ -35,7 +35,7 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
     let out = &mut std::io::stdout().lock();
     let paint = oneshot::stdout_paint();
     let exit = match command {
-        Command::Agent(args) => agent(&runtime, &args)?,
+        Command::Agent(args) => agent(&runtime, &args, out)?,
         Command::Check(args) => check(&runtime, &args, out)?,
         Command::Status(args) => runtime.block_on(oneshot::status(&args, paint, out))?,
         Command::Snapshot(args) => runtime.block_on(oneshot::snapshot(&args, out))?,
@@ -64,9 +64,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<OneshotError>().is_some_and(OneshotError::is_broken_pipe)
 }
 
-fn agent(runtime: &tokio::runtime::Runtime, args: &AgentArgs) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.node)?;
+fn agent(
+    runtime: &tokio::runtime::Runtime,
+    args: &AgentArgs,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let mut config = Config::load(&args.node)?;
+    config.counted_only = args.no_rules;
     telemetry::init(config.log.level, config.log.format)?;
+    if args.detach {
+        let removed = run::detach(&config)?;
+        writeln!(out, "removed {removed} pinned links and maps from {}", config.pin.display())?;
+        return Ok(Exit::Fine);
+    }
     runtime.block_on(run::agent(&args.node, config))?;
     Ok(Exit::Fine)
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::{Assembly, SourceId, SourceReport, Update};
 use overlaywatch_core::fact::Gap;
+use overlaywatch_core::ladder::Climb;
+use overlaywatch_core::model::PeerId;
+use overlaywatch_core::probing::{ProbeDrop, Stream};
 use overlaywatch_core::snapshot::NodeIdentity;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -14,10 +17,11 @@ use tokio::task::JoinHandle;
 
 use crate::assemble::Assembler;
 use crate::cli::NodeArgs;
-use crate::config::{Config, ConfigError, PeersError, follow_peers, read_peers_file};
+use crate::config::{Attach, Config, ConfigError, PeersError, follow_peers, read_peers_file};
 use crate::probe::{self, ProbeError};
 use crate::published::{Publication, Published};
 use crate::serve::{self, Limits, ServeError};
+use crate::source::kernel::{self, HopReader};
 use crate::{notify, source};
 
 /// Updates that wait for the loop; senders wait when there are more.
@@ -43,9 +47,35 @@ pub enum RunError {
     /// The system refuses a thread or a signal handler.
     #[error("the system refuses what the agent needs to run: {0}")]
     System(#[from] std::io::Error),
+    /// Something in the kernel cannot be removed.
+    #[error(transparent)]
+    Source(#[from] source::SourceError),
     /// A part ended that should not.
     #[error("{0} ended unexpectedly; the log says why")]
     Ended(&'static str),
+}
+
+/// Who runs the parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The daemon: answers peers, and counts hops.
+    Agent,
+    /// A one-shot look: leaves nothing in the kernel, so it counts no hops.
+    Check,
+}
+
+/// Hops as the prober reads them.
+#[derive(Debug)]
+struct Counted(HopReader);
+
+impl probe::Hops for Counted {
+    fn climb(&self, epoch: u64, stream: Stream) -> Option<Climb> {
+        self.0.climb(epoch, stream)
+    }
+
+    fn drops(&self, peer: PeerId) -> Vec<ProbeDrop> {
+        self.0.drops(peer)
+    }
 }
 
 /// The parts that watch and judge, running.
@@ -72,7 +102,7 @@ impl Following {
 }
 
 impl Parts {
-    fn start(config: &Config, responder: bool) -> Result<Self, RunError> {
+    fn start(config: &Config, role: Role) -> Result<Self, RunError> {
         let (updates, inbox) = mpsc::channel(UPDATES);
         let (orders, orders_inbox) = mpsc::channel(1);
         let (publish, publication) = watch::channel(None);
@@ -83,8 +113,19 @@ impl Parts {
             &source::Options { enabled: enabled.clone(), ..source::Options::default() },
             updates.clone(),
         )?;
+        let (plan, plan_inbox) = watch::channel(Arc::default());
+        let hops = if role == Role::Agent && config.is_enabled(SourceId::Kernel) {
+            kernel::spawn(kernel_options(config), plan_inbox, updates.clone())?
+        } else {
+            kernel::uncounted()
+        };
         let prober = config.is_enabled(SourceId::Probe).then(|| {
-            let options = probe::Options { port: config.probe_port, epoch, responder };
+            let options = probe::Options {
+                port: config.probe_port,
+                epoch,
+                responder: role == Role::Agent,
+                hops: Arc::new(Counted(hops)),
+            };
             tokio::spawn(probe::run(options, orders_inbox, updates.clone()))
         });
         let identity = NodeIdentity {
@@ -94,7 +135,7 @@ impl Parts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let assembly = Assembly::new(identity, host_name(), config.policy());
-        let assembler = Assembler::new(assembly, enabled, orders, publish);
+        let assembler = Assembler::new(assembly, enabled, orders, plan, publish);
         let assembler = tokio::spawn(assembler.run(inbox));
         let peers = config.peers_file.clone().map(|path| Following::start(path, &updates));
         Ok(Self { updates, publication, prober, assembler, peers })
@@ -149,12 +190,25 @@ fn only_at_start(running: &Config, new: &Config) -> Vec<&'static str> {
         ("listen", running.listen != new.listen),
         ("probe.port", running.probe_port != new.probe_port),
         ("sources", running.disabled != new.disabled),
+        ("ebpf", (&running.pin, running.attach) != (&new.pin, new.attach)),
         ("log", running.log != new.log),
         ("http", running.http != new.http),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))
     .collect()
+}
+
+fn kernel_options(config: &Config) -> kernel::Options {
+    kernel::Options {
+        pin: config.pin.clone(),
+        attach: match config.attach {
+            Attach::Auto => kernel::Attach::Auto,
+            Attach::Tcx => kernel::Attach::Tcx,
+            Attach::Clsact => kernel::Attach::Clsact,
+        },
+        probe_port: config.probe_port,
+    }
 }
 
 fn report(gap: Option<Gap>, detail: String) -> Update {
@@ -179,7 +233,7 @@ pub async fn agent(args: &NodeArgs, config: Config) -> Result<(), RunError> {
     if let Some(path) = &config.peers_file {
         read_peers_file(path)?;
     }
-    let mut parts = Parts::start(&config, true)?;
+    let mut parts = Parts::start(&config, Role::Agent)?;
     let limits = Limits {
         max_connections: config.http.max_connections,
         read_timeout: config.http.read_timeout,
@@ -237,7 +291,8 @@ async fn watch_over(
             _ = hangup.recv() => {
                 notify::reloading();
                 match Config::load(args) {
-                    Ok(new) => {
+                    Ok(mut new) => {
+                        new.counted_only = running.counted_only;
                         tracing::info!("configuration read again");
                         parts.reload(running, &new).await;
                     }
@@ -252,6 +307,15 @@ async fn watch_over(
     }
 }
 
+/// `overlaywatch agent --detach`: removes everything that agents pinned; how many
+/// things that were.
+///
+/// # Errors
+/// Names what cannot be removed.
+pub fn detach(config: &Config) -> Result<usize, RunError> {
+    Ok(kernel::detach(&config.pin)?)
+}
+
 /// `overlaywatch check`: watches for `seconds`, answers nobody, and gives what
 /// was found.
 ///
@@ -261,7 +325,7 @@ pub async fn check(config: &Config, seconds: u64) -> Result<Arc<Published>, RunE
     if let Some(path) = &config.peers_file {
         read_peers_file(path)?;
     }
-    let mut parts = Parts::start(config, false)?;
+    let mut parts = Parts::start(config, Role::Check)?;
     tokio::select! {
         error = parts.ended() => return Err(error),
         () = tokio::time::sleep(Duration::from_secs(seconds)) => {}

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::MILLISECOND;
+
 /// The hops that a probe climbs in one direction, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -85,6 +87,30 @@ pub struct Climb {
     pub requests: HopWindows,
     /// Replies, the other way round.
     pub replies: HopWindows,
+    /// For how long the NIC's hops have been counted, milliseconds.
+    pub nic_ms: u32,
+    /// For how long the tunnel device's hops have been counted, milliseconds.
+    pub tunnel_ms: u32,
+}
+
+impl Climb {
+    /// Only the hops that were counted already when a packet passed, `ago_ns`
+    /// before this was read: a hop that was not there yet missed nothing.
+    #[must_use]
+    pub fn counted(mut self, ago_ns: u64) -> Self {
+        let is_too_young = |ms: u32| u64::from(ms) * MILLISECOND < ago_ns;
+        for windows in [&mut self.requests, &mut self.replies] {
+            if is_too_young(self.nic_ms) {
+                windows.left_nic = None;
+                windows.reached_nic = None;
+            }
+            if is_too_young(self.tunnel_ms) {
+                windows.encapsulated = None;
+                windows.decapsulated = None;
+            }
+        }
+        self
+    }
 }
 
 /// Where the packet numbered `seq` vanished, by the windows of the hops after

@@ -728,15 +728,15 @@ impl Hops<'_> {
     fn outbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
         let own = self.own_since(sent).map(|climb| climb.requests).unwrap_or_default();
         let peer = self.peer_since(sent);
-        let far = self.climb_of(peer).map(|climb| climb.requests).unwrap_or_default();
-        let delivered = peer.map(|status| window_of(status, self.stream).unwrap_or_default());
+        let far = self.climb_of(peer, sent).map(|climb| climb.requests).unwrap_or_default();
+        let delivered = peer.map(|(_, status)| status).map(|status| window_of(status, self.stream).unwrap_or_default());
         segment(seq, &self.order(own, far, delivered))
     }
 
     /// Where the reply to a request that arrived vanished. The peer answers
     /// what it received, so its windows of replies are as old as its word.
     fn inbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
-        let far = self.climb_of(self.peer_since(sent)).map(|climb| climb.replies);
+        let far = self.climb_of(self.peer_since(sent), sent).map(|climb| climb.replies);
         let own = self.own_since(sent).map(|climb| climb.replies);
         if far.is_none() && own.is_none() {
             return None;
@@ -755,16 +755,18 @@ impl Hops<'_> {
     }
 
     fn own_since(&self, sent: Mono) -> Option<Climb> {
-        self.own.filter(|(read, _)| *read >= sent.plus(UNDER_WAY_NS)).map(|(_, climb)| climb)
+        let (read, climb) = self.own?;
+        (read >= sent.plus(UNDER_WAY_NS)).then(|| climb.counted(read.since(sent)))
     }
 
-    fn peer_since(&self, sent: Mono) -> Option<&PeerStatus> {
-        self.peer.filter(|(heard, _)| *heard > sent).map(|(_, status)| status)
+    fn peer_since(&self, sent: Mono) -> Option<&(Mono, PeerStatus)> {
+        self.peer.filter(|(heard, _)| *heard > sent)
     }
 
-    fn climb_of(&self, status: Option<&PeerStatus>) -> Option<Climb> {
-        let (_, climb) = status?.climbs.iter().find(|(known, _)| *known == self.stream)?;
-        Some(*climb)
+    fn climb_of(&self, told: Option<&(Mono, PeerStatus)>, sent: Mono) -> Option<Climb> {
+        let (heard, status) = told?;
+        let (_, climb) = status.climbs.iter().find(|(known, _)| *known == self.stream)?;
+        Some(climb.counted(heard.since(sent)))
     }
 
     /// The hops after the first, from the sender to the receiver.

@@ -29,6 +29,8 @@ pub use peers_file::{PeersError, parse_peers, read_peers_file};
 pub const DEFAULT_PATH: &str = "/etc/overlaywatch/overlaywatch.toml";
 /// TCP port of HTTP and UDP port of the responder.
 pub const DEFAULT_PORT: u16 = 9977;
+/// Where eBPF links and maps are pinned unless the configuration says otherwise.
+pub const DEFAULT_PIN: &str = "/sys/fs/bpf/overlaywatch";
 /// No configuration is larger; a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -57,8 +59,26 @@ pub struct Config {
     pub disabled: BTreeSet<SourceId>,
     /// Logs.
     pub log: LogConfig,
+    /// Where the eBPF programs' links and maps are pinned.
+    pub pin: PathBuf,
+    /// How the programs are attached.
+    pub attach: Attach,
+    /// Only what is counted is said ([`Policy::counted_only`]).
+    pub counted_only: bool,
     /// Limits of the HTTP server.
     pub http: HttpConfig,
+}
+
+/// How the eBPF programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// By tcx links where the kernel has them, else by clsact filters.
+    #[default]
+    Auto,
+    /// By tcx links (Linux 6.6).
+    Tcx,
+    /// By filters on the clsact queueing discipline.
+    Clsact,
 }
 
 /// What is logged and how.
@@ -172,6 +192,7 @@ impl Config {
             (SourceId::Fdb, raw.sources.fdb),
             (SourceId::Procfs, raw.sources.procfs),
             (SourceId::Probe, raw.sources.probe),
+            (SourceId::Kernel, raw.sources.kernel),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
@@ -186,6 +207,13 @@ impl Config {
             forget_departed_seconds: raw.forget_departed_seconds.0,
             silenced: raw.silence.into_iter().collect(),
             disabled: disabled.into_iter().filter(|(_, on)| !on).map(|(id, _)| id).collect(),
+            pin: raw.ebpf.pin.unwrap_or_else(|| PathBuf::from(DEFAULT_PIN)),
+            attach: match raw.ebpf.attach {
+                raw::RawAttach::Auto => Attach::Auto,
+                raw::RawAttach::Tcx => Attach::Tcx,
+                raw::RawAttach::Clsact => Attach::Clsact,
+            },
+            counted_only: false,
             log: LogConfig { level: raw.log.level, format: raw.log.format },
             http: HttpConfig {
                 max_connections: raw.http.max_connections.0 as usize,
@@ -201,6 +229,7 @@ impl Config {
             peers: self.peers.clone(),
             forget_departed_seconds: self.forget_departed_seconds,
             probes_per_second: self.probes_per_second,
+            counted_only: self.counted_only,
             silenced: self.silenced.clone(),
         }
     }

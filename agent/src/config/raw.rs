@@ -22,6 +22,7 @@ pub(super) struct Raw {
     pub(super) silence: Vec<Code>,
     pub(super) probe: RawProbe,
     pub(super) sources: RawSources,
+    pub(super) ebpf: RawEbpf,
     pub(super) log: RawLog,
     pub(super) http: RawHttp,
 }
@@ -53,6 +54,25 @@ pub(super) struct RawSources {
     pub(super) fdb: bool,
     pub(super) procfs: bool,
     pub(super) probe: bool,
+    pub(super) kernel: bool,
+}
+
+/// Where and how the eBPF programs are kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawEbpf {
+    pub(super) pin: Option<PathBuf>,
+    pub(super) attach: RawAttach,
+}
+
+/// How programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RawAttach {
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,6 +116,7 @@ impl Default for Raw {
             silence: Vec::new(),
             probe: RawProbe::default(),
             sources: RawSources::default(),
+            ebpf: RawEbpf::default(),
             log: RawLog::default(),
             http: RawHttp::default(),
         }
@@ -123,6 +144,7 @@ impl Default for RawSources {
             fdb: true,
             procfs: true,
             probe: true,
+            kernel: true,
         }
     }
 }

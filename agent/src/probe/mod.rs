@@ -60,20 +60,6 @@ pub trait Hops: fmt::Debug + Send + Sync {
     fn drops(&self, peer: PeerId) -> Vec<ProbeDrop>;
 }
 
-/// Nothing is counted: no permission, or an old kernel.
-#[derive(Clone, Copy, Debug)]
-pub struct Uncounted;
-
-impl Hops for Uncounted {
-    fn climb(&self, _: u64, _: Stream) -> Option<Climb> {
-        None
-    }
-
-    fn drops(&self, _: PeerId) -> Vec<ProbeDrop> {
-        Vec::new()
-    }
-}
-
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {

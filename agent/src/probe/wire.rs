@@ -34,7 +34,7 @@
 //! | 56 | 20 each | its windows: stream, highest sequence number, count, mask of 8 bytes |
 //! | | 18, 22 or 34 each | its tunnels: encapsulation, flags (1 up, 2 has a VNI, 4 has a MAC, 8 has an IPv4 address, 16 has an IPv6 address), VXLAN port, VNI, MTU, MAC, address |
 //! | | | its name, UTF-8 |
-//! | | | its climbs, where hops were asked for: stream, flags of the hops that it counts (1 requests at its NIC, 2 requests out of its tunnel, 4 replies into its tunnel, 8 replies at its NIC), and for each of these highest sequence number, count, mask of 8 bytes |
+//! | | | its climbs, where hops were asked for: stream, for how long NIC and tunnel have been counted (4 bytes each, milliseconds), flags of the hops that it counts (1 requests at its NIC, 2 requests out of its tunnel, 4 replies into its tunnel, 8 replies at its NIC), and for each of these highest sequence number, count, mask of 8 bytes |
 //! | | | its drops of probes: stream, flags (1 replies), packets of 4 bytes, then reason, function and device, each with a byte of length before it, zero for an unknown one |
 //!
 //! A reply is never longer than its request, so what does not fit is left out:
@@ -45,10 +45,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use overlaywatch_core::kernel::DropSite;
 use overlaywatch_core::ladder::{Climb, HopWindows, Window};
 use overlaywatch_core::model::{Encapsulation, Mac, NodeName};
 use overlaywatch_core::probing::{
-    DropSite, Ignored, MAX_ADVERTS, MAX_CLIMBS, MAX_DROPS, MAX_WINDOWS, OwnStatus, PeerStatus,
+    Ignored, MAX_ADVERTS, MAX_CLIMBS, MAX_DROPS, MAX_WINDOWS, OwnStatus, PeerStatus,
     ProbeDrop, Stream, TunnelAdvert,
 };
 
@@ -251,6 +252,8 @@ fn put_climb(out: &mut Vec<u8>, (stream, climb): &(Stream, Climb)) {
         (climb.replies.left_nic, CLIMB_LEFT),
     ];
     put_stream(out, *stream);
+    out.extend_from_slice(&climb.nic_ms.to_be_bytes());
+    out.extend_from_slice(&climb.tunnel_ms.to_be_bytes());
     let counted = hops.iter().filter(|(window, _)| window.is_some()).map(|(_, flag)| flag);
     out.push(counted.fold(0, |flags, flag| flags | flag));
     for window in hops.iter().filter_map(|(window, _)| window.as_ref()) {
@@ -458,6 +461,7 @@ fn take_window(rest: &mut &[u8]) -> Result<Window, Ignored> {
 
 fn take_climb(rest: &mut &[u8]) -> Result<(Stream, Climb), Ignored> {
     let stream = take_stream(rest)?;
+    let (nic_ms, tunnel_ms) = (take_u32(rest)?, take_u32(rest)?);
     let [flags] = take(rest).ok_or(Ignored::Truncated)?;
     let mut window = |flag: u8| match flags & flag {
         0 => Ok(None),
@@ -467,7 +471,7 @@ fn take_climb(rest: &mut &[u8]) -> Result<(Stream, Climb), Ignored> {
     let (encapsulated, left_nic) = (window(CLIMB_ENCAPSULATED)?, window(CLIMB_LEFT)?);
     let requests = HopWindows { reached_nic, decapsulated, ..HopWindows::default() };
     let replies = HopWindows { encapsulated, left_nic, ..HopWindows::default() };
-    Ok((stream, Climb { requests, replies }))
+    Ok((stream, Climb { requests, replies, nic_ms, tunnel_ms }))
 }
 
 fn take_drop(rest: &mut &[u8]) -> Result<ProbeDrop, Ignored> {

@@ -23,6 +23,16 @@ pub enum SourceError {
         /// How often.
         attempts: u32,
     },
+    /// The kernel did not take a program or a map.
+    #[error("{what}: {reason}{}", program_remedy(*.errno))]
+    Program {
+        /// What was being done to what.
+        what: String,
+        /// What aya said of it.
+        reason: String,
+        /// The error number behind it, if one is.
+        errno: Option<i32>,
+    },
     /// The kernel's answer is not what this program understands.
     #[error("{what}: {reason}; please report it with the output of `uname -r`")]
     Malformed {
@@ -39,6 +49,18 @@ impl SourceError {
         Self::Io { what: what.into(), source }
     }
 
+    /// A program or a map that the kernel did not take. The system call's error
+    /// is somewhere down the chain of causes.
+    pub(super) fn kernel(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        let mut errno = None;
+        while let Some(link) = cause {
+            errno = errno.or(link.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error));
+            cause = link.source();
+        }
+        Self::Program { what: what.into(), reason: error.to_string(), errno }
+    }
+
     /// The gap that this error leaves.
     #[must_use]
     pub fn gap(&self) -> Gap {
@@ -52,8 +74,24 @@ impl SourceError {
                 Some(libc::EAGAIN | libc::ETIMEDOUT) => Gap::TimedOut,
                 _ => Gap::Failed,
             },
+            Self::Program { errno, .. } => match errno {
+                Some(libc::EPERM | libc::EACCES) => Gap::Denied,
+                Some(libc::ENOSYS | libc::EOPNOTSUPP) => Gap::Unsupported,
+                _ => Gap::Failed,
+            },
             Self::Unsteady { .. } | Self::Malformed { .. } => Gap::Failed,
         }
+    }
+}
+
+fn program_remedy(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; hops are not counted: grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (the unit's \
+             AmbientCapabilities=), and allow bpf(2) in its SystemCallFilter="
+        }
+        Some(libc::ENOSYS) => "; hops are not counted: this kernel is built without bpf(2)",
+        _ => "; hops are not counted",
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the kernel says of the network: read, never changed.
 //!
-//! Two plain threads feed the assembly's channel: one follows rtnetlink, one
-//! reads /proc. Threads rather than tasks, because both spend their time in
+//! Plain threads feed the assembly's channel: one follows rtnetlink, one reads
+//! /proc, one keeps the eBPF programs ([`kernel`]). Threads rather than tasks, because both spend their time in
 //! system calls that no runtime can suspend, and because a thread keeps the
 //! network namespace it was started in: [`spawn`] reads the namespace of the
 //! thread that calls it.
@@ -10,6 +10,7 @@
 //! a source that fails shows as a gap of its own and takes no other along.
 
 mod error;
+pub mod kernel;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;

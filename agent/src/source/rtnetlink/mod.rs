@@ -88,9 +88,11 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         SourceId::Rules => Box::new(Follower::<Rules>::new(refresh)),
         SourceId::Neighbours => Box::new(Follower::<Neighbours>::new(refresh)),
         SourceId::Fdb => Box::new(Follower::<Fdb>::new(refresh)),
-        SourceId::Procfs | SourceId::Probe | SourceId::Peers | SourceId::Configuration => {
-            return None;
-        }
+        SourceId::Procfs
+        | SourceId::Probe
+        | SourceId::Peers
+        | SourceId::Configuration
+        | SourceId::Kernel => return None,
     })
 }
 

@@ -1,0 +1,335 @@
+//! Reads the maps, and tells how much of each count is of late.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::Ebpf;
+use overlaywatch_core::kernel::{
+    DropForm, DropSite, IcmpError, LATELY_SECONDS, PacketDrop, Traffic,
+};
+use overlaywatch_core::model::{Encapsulation, PeerId};
+use overlaywatch_core::probing::Stream;
+use overlaywatch_core::time::{Mono, SECOND};
+use overlaywatch_ebpf as layout;
+use overlaywatch_ebpf::{Address, DropKey, Dropped, Icmp, IcmpKey, TrafficKey, missed};
+
+use super::names::Names;
+use crate::source::SourceError;
+
+/// Readings that are remembered for growth, one a second.
+const REMEMBERED: usize = LATELY_SECONDS as usize;
+/// Drops that are told; the longest idle are left out.
+const MOST_DROPS: usize = 256;
+
+/// What a map is called, for people.
+const MISSED: [(u32, &str); 4] = [
+    (missed::PROBES, "streams of probes"),
+    (missed::TRAFFIC, "traffic"),
+    (missed::DROPS, "drops"),
+    (missed::ICMP, "ICMP errors"),
+];
+
+/// The maps that programs fill.
+pub(super) struct Counts {
+    drops: HashMap<MapData, DropKey, Dropped>,
+    icmp: HashMap<MapData, IcmpKey, Icmp>,
+    traffic: PerCpuHashMap<MapData, TrafficKey, layout::Traffic>,
+    missed: PerCpuArray<MapData, u64>,
+    grown_drops: Growth<DropKey>,
+    grown_icmp: Growth<IcmpKey>,
+    grown_traffic: Growth<TrafficKey>,
+}
+
+/// How much counts grew in the last seconds.
+#[derive(Debug)]
+struct Growth<K> {
+    /// Earlier readings, the oldest first.
+    readings: VecDeque<(Mono, BTreeMap<K, u64>)>,
+}
+
+impl<K: Ord + Copy> Growth<K> {
+    const fn new() -> Self {
+        Self { readings: VecDeque::new() }
+    }
+
+    /// Takes a reading; the growth of each count since the oldest remembered
+    /// one. In the first reading after the start all is old.
+    fn take(&mut self, at: Mono, counts: BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+        while self
+            .readings
+            .front()
+            .is_some_and(|(old, _)| at.since(*old) > LATELY_SECONDS * SECOND)
+        {
+            self.readings.pop_front();
+        }
+        let oldest = self.readings.front().map(|(_, counts)| counts);
+        let lately = counts
+            .iter()
+            .map(|(key, &count)| {
+                let before = oldest.map_or(count, |old| old.get(key).copied().unwrap_or(0));
+                (*key, count.saturating_sub(before))
+            })
+            .collect();
+        let is_due =
+            self.readings.back().is_none_or(|(last, _)| at.since(*last) >= SECOND - SECOND / 20);
+        if is_due && self.readings.len() <= REMEMBERED {
+            self.readings.push_back((at, counts));
+        }
+        lately
+    }
+}
+
+/// Takes a map out of the object.
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M, SourceError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| SourceError::Malformed {
+        what: "the eBPF object".to_owned(),
+        reason: format!("it has no map {name}"),
+    })?;
+    M::try_from(map).map_err(|error| SourceError::kernel(format!("opening the map {name}"), &error))
+}
+
+/// A map by its pin.
+pub(super) fn pinned<M>(folder: &Path, name: &str) -> Result<M, SourceError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let failed = |error| SourceError::kernel(format!("opening the pinned map {name}"), &error);
+    let map = MapData::from_pin(folder.join(name)).map_err(failed)?;
+    Map::from_map_data(map).and_then(M::try_from).map_err(failed)
+}
+
+/// All entries of a map, as far as it holds still: an entry that goes while it
+/// is read is left out.
+fn entries<V>(keys: impl Iterator<Item = Result<V, MapError>>) -> impl Iterator<Item = V> {
+    keys.map_while(Result::ok)
+}
+
+impl Counts {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, SourceError> {
+        Ok(Self {
+            drops: take(ebpf, "DROPS")?,
+            icmp: take(ebpf, "ICMP")?,
+            traffic: take(ebpf, "TRAFFIC")?,
+            missed: take(ebpf, "MISSED")?,
+            grown_drops: Growth::new(),
+            grown_icmp: Growth::new(),
+            grown_traffic: Growth::new(),
+        })
+    }
+
+    /// Drops, the most of late first.
+    pub(super) fn drops(&mut self, at: Mono, names: &mut Names) -> Vec<PacketDrop> {
+        let counts: BTreeMap<DropKey, u64> =
+            entries(self.drops.iter()).map(|(key, dropped)| (key, dropped.packets)).collect();
+        let lately = self.grown_drops.take(at, counts.clone());
+        names.learn(counts.keys().map(|key| key.location));
+        let mut drops: Vec<PacketDrop> = counts
+            .into_iter()
+            .filter_map(|(key, total)| {
+                drop_of(&key, total, lately.get(&key).copied().unwrap_or(0), names)
+            })
+            .collect();
+        drops.sort_by_key(|drop| std::cmp::Reverse((drop.lately, drop.total)));
+        drops.truncate(MOST_DROPS);
+        drops
+    }
+
+    pub(super) fn icmp(&mut self, at: Mono) -> Vec<IcmpError> {
+        let counts: BTreeMap<IcmpKey, Icmp> = entries(self.icmp.iter()).collect();
+        let totals = counts.iter().map(|(key, icmp)| (*key, icmp.errors)).collect();
+        let lately = self.grown_icmp.take(at, totals);
+        counts
+            .into_iter()
+            .filter_map(|(key, icmp)| {
+                Some(IcmpError {
+                    peer: ip_of(key.peer),
+                    from: ip_of(key.from),
+                    encapsulation: encapsulation_of(key.encapsulation, key.port)?,
+                    kind: key.kind,
+                    code: key.code,
+                    mtu: (icmp.mtu > 0).then_some(icmp.mtu),
+                    total: icmp.errors,
+                    lately: lately.get(&key).copied().unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn traffic(&mut self, at: Mono) -> Vec<Traffic> {
+        let counts: BTreeMap<TrafficKey, layout::Traffic> =
+            entries(self.traffic.iter()).map(|(key, values)| (key, sum(&values))).collect();
+        let live = counts.iter().map(|(key, t)| (*key, t.packets.saturating_sub(t.probes)));
+        let lately = self.grown_traffic.take(at, live.collect());
+        counts
+            .into_iter()
+            .filter_map(|(key, traffic)| {
+                Some(Traffic {
+                    peer: ip_of(key.peer),
+                    encapsulation: encapsulation_of(key.encapsulation, key.port)?,
+                    outbound: key.direction == layout::direction::EGRESS,
+                    packets: traffic.packets,
+                    bytes: traffic.bytes,
+                    fragments: traffic.fragments,
+                    lately: lately.get(&key).copied().unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+
+    /// What full maps could not count.
+    pub(super) fn missed(&self) -> impl Iterator<Item = String> + '_ {
+        MISSED.into_iter().filter_map(|(index, what)| {
+            let count: u64 = self.missed.get(&index, 0).ok()?.iter().sum();
+            (count > 0).then(|| {
+                format!(
+                    "{count} packets were not counted because the map of {what} is full; \
+                     `overlaywatch agent --detach` empties it"
+                )
+            })
+        })
+    }
+}
+
+fn sum(values: &[layout::Traffic]) -> layout::Traffic {
+    values.iter().fold(layout::Traffic::default(), |sum, one| layout::Traffic {
+        packets: sum.packets.wrapping_add(one.packets),
+        bytes: sum.bytes.wrapping_add(one.bytes),
+        fragments: sum.fragments.wrapping_add(one.fragments),
+        probes: sum.probes.wrapping_add(one.probes),
+    })
+}
+
+fn drop_of(key: &DropKey, total: u64, lately: u64, names: &Names) -> Option<PacketDrop> {
+    let form = match key.form {
+        layout::form::OUTER => DropForm::Outer,
+        layout::form::INNER => DropForm::Inner,
+        layout::form::BARE => DropForm::Bare,
+        _ => return None,
+    };
+    let site = DropSite {
+        reason: names.reason(key.reason),
+        function: names.function(key.location),
+        device: names.device(key.ifindex),
+    };
+    let probe = match key.probe {
+        layout::REQUEST => Some(false),
+        layout::REPLY => Some(true),
+        _ => None,
+    };
+    Some(PacketDrop {
+        site,
+        peer: (key.peer != Address::default()).then(|| PeerId(ip_of(key.peer))),
+        form,
+        outbound: key.direction == layout::direction::EGRESS,
+        probe: probe.and_then(|is_reply| Some((stream_of(key.stream)?, is_reply))),
+        ethertype: key.ethertype,
+        ip_protocol: key.ip_protocol,
+        total,
+        lately,
+    })
+}
+
+/// A stream as on the wire (`probe::wire`).
+pub(super) fn stream_of([class, encapsulation, high, low]: [u8; 4]) -> Option<Stream> {
+    let port = u16::from_be_bytes([high, low]);
+    match class {
+        layout::UNDERLAY_STREAM => Some(Stream::Underlay),
+        1 => encapsulation_of(encapsulation, port).map(Stream::Small),
+        2 => encapsulation_of(encapsulation, port).map(Stream::Full),
+        _ => None,
+    }
+}
+
+/// The stream on the wire; an echo has none.
+pub(super) fn stream_bytes(stream: Stream) -> Option<[u8; 4]> {
+    let class = match stream {
+        Stream::Echo => return None,
+        Stream::Underlay => layout::UNDERLAY_STREAM,
+        Stream::Small(_) => 1,
+        Stream::Full(_) => 2,
+    };
+    let (number, port) = match stream.encapsulation() {
+        None => (layout::encapsulation::NONE, 0),
+        Some(Encapsulation::Ipip) => (layout::encapsulation::IPIP, 0),
+        Some(Encapsulation::Vxlan(port)) => (layout::encapsulation::VXLAN, port),
+    };
+    let [high, low] = port.to_be_bytes();
+    Some([class, number, high, low])
+}
+
+const fn encapsulation_of(number: u8, port: u16) -> Option<Encapsulation> {
+    match number {
+        layout::encapsulation::IPIP => Some(Encapsulation::Ipip),
+        layout::encapsulation::VXLAN => Some(Encapsulation::Vxlan(port)),
+        _ => None,
+    }
+}
+
+/// An address of a map.
+pub(super) fn ip_of(address: Address) -> IpAddr {
+    let mut octets = [0; 16];
+    for (four, word) in octets.chunks_exact_mut(4).zip(address.0) {
+        four.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// An address for a map.
+pub(super) fn address_of(ip: IpAddr) -> Address {
+    let octets = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let mut words = [0; 4];
+    for (word, four) in words.iter_mut().zip(octets.as_chunks::<4>().0) {
+        *word = u32::from_ne_bytes(*four);
+    }
+    Address(words)
+}
+
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn growth_is_what_came_in_the_last_seconds() {
+        let mut growth = Growth::new();
+        let at = |seconds: u64| Mono(seconds * SECOND);
+        let mut read = |seconds, count| growth.take(at(seconds), BTreeMap::from([(1, count)]))[&1];
+        assert_eq!(read(1, 100), 0, "what was there before is old");
+        assert_eq!(read(2, 105), 5);
+        assert_eq!(read(5, 110), 10);
+        assert_eq!(read(30, 110), 0);
+        assert_eq!(read(31, 7), 0, "a counter that began anew did not grow");
+    }
+
+    #[test]
+    fn addresses_go_both_ways() {
+        for text in ["10.0.0.1", "fd00::1", "::", "255.255.255.255"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(ip_of(address_of(ip)), ip);
+        }
+        let v4 = Ipv4Addr::new(10, 0, 0, 1);
+        assert_eq!(address_of(v4.into()), Address::v4(u32::from_ne_bytes(v4.octets())));
+    }
+
+    #[test]
+    fn streams_go_both_ways() {
+        for stream in [
+            Stream::Underlay,
+            Stream::Small(Encapsulation::Ipip),
+            Stream::Full(Encapsulation::Vxlan(8472)),
+        ] {
+            assert_eq!(stream_of(stream_bytes(stream).unwrap()), Some(stream));
+        }
+        assert_eq!(stream_bytes(Stream::Echo), None);
+    }
+}
