@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::{Assembly, SourceId, Update};
 use overlaywatch_core::diagnose::Diagnoser;
+use overlaywatch_core::hooks;
 use overlaywatch_core::kernel::HookPlan;
 use overlaywatch_core::model::{Peer, PeerId};
 use overlaywatch_core::plan::{Planner, TICK_MS};
@@ -163,7 +164,7 @@ impl Assembler {
             ..Snapshot::default()
         });
         self.hooks.at = snapshot.now.mono;
-        let plan = HookPlan::of(snapshot, addresses.iter().map(|(&ip, &peer)| (ip, peer)));
+        let plan = hooks::plan(snapshot, addresses.iter().map(|(&ip, &peer)| (ip, peer)));
         self.hooks.plan.send_if_modified(|known| {
             let is_new = **known != plan;
             if is_new {

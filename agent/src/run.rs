@@ -114,17 +114,19 @@ impl Parts {
             updates.clone(),
         )?;
         let (plan, plan_inbox) = watch::channel(Arc::default());
-        let hops = if role == Role::Agent && config.is_enabled(SourceId::Kernel) {
-            kernel::spawn(kernel_options(config), plan_inbox, updates.clone())?
-        } else {
-            kernel::uncounted()
-        };
+        let hops: Arc<dyn probe::Hops> =
+            if role == Role::Agent && config.is_enabled(SourceId::Kernel) {
+                let reader = kernel::spawn(kernel_options(config), plan_inbox, updates.clone())?;
+                Arc::new(Counted(reader))
+            } else {
+                Arc::new(probe::Uncounted)
+            };
         let prober = config.is_enabled(SourceId::Probe).then(|| {
             let options = probe::Options {
                 port: config.probe_port,
                 epoch,
                 responder: role == Role::Agent,
-                hops: Arc::new(Counted(hops)),
+                hops,
             };
             tokio::spawn(probe::run(options, orders_inbox, updates.clone()))
         });

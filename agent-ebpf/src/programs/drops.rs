@@ -11,8 +11,8 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use overlaywatch_ebpf::{
-    Address, DropKey, Dropped, MAGIC, NO_OFFSET, PROBE_VERSION, ProbeHead, direction, encapsulation, form,
-    missed, role,
+    Address, DropKey, Dropped, MAGIC, NO_OFFSET, PROBE_VERSION, ProbeHead, direction,
+    encapsulation, form, missed, role,
 };
 
 use crate::maps::{DEVICES, DROPS, is_vxlan, kernel, miss, peer};
@@ -85,9 +85,9 @@ fn count(ctx: &RawTracePointContext) -> Option<()> {
     let network: u16 = read(skb, kernel!(skb_network_header))?;
     let packet = parse(head + u64::from(network), ethertype)?;
     let (form, message) = classify(&packet, is_inner)?;
-    let probe = message.and_then(at::<ProbeHead>).filter(|head| {
-        head.magic == MAGIC && head.version == PROBE_VERSION
-    });
+    let probe = message
+        .and_then(at::<ProbeHead>)
+        .filter(|head| head.magic == MAGIC && head.version == PROBE_VERSION);
     if form == form::BARE && probe.is_none() {
         return None;
     }

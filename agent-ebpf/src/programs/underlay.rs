@@ -4,7 +4,9 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use overlaywatch_ebpf::{Address, Icmp, IcmpKey, Traffic, TrafficKey, direction, encapsulation, hop, missed};
+use overlaywatch_ebpf::{
+    Address, Icmp, IcmpKey, Traffic, TrafficKey, direction, encapsulation, hop, missed,
+};
 
 use crate::maps::{ICMP, TRAFFIC, is_vxlan, miss};
 use crate::packet::{
@@ -130,7 +132,14 @@ fn unreachable_v6(ctx: &TcContext, outer: &Ip) -> Option<()> {
     let at = outer.payload + ICMP_BYTES;
     let quoted: Ipv6 = ctx.load(at).ok()?;
     let mtu = if kind == 2 { u32::from_be_bytes([a, b, c, d]) } else { 0 };
-    error(ctx, outer, at + IPV6_BYTES, quoted.next, Address(quoted.destination), (6, kind, code, mtu))
+    error(
+        ctx,
+        outer,
+        at + IPV6_BYTES,
+        quoted.next,
+        Address(quoted.destination),
+        (6, kind, code, mtu),
+    )
 }
 
 /// Counts an ICMP error if the packet that it quotes is an outer one.

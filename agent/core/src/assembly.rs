@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer,
-    PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
+    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
+    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};

@@ -165,12 +165,8 @@ const TABLES: &[Code] = &[
 /// The peer's kernel itself says that it does not take the encapsulation.
 const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// More is lost already on a layer below.
-const LOSS: &[Code] = &[
-    Code::LocalOutputDrop,
-    Code::EncapsulationLost,
-    Code::UnexplainedLoss,
-    Code::UnderlayLoss,
-];
+const LOSS: &[Code] =
+    &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];
 /// The peer or this node is cut off.
 const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Code;
 use crate::kernel::{DropSite, LATELY_SECONDS};
+pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
 use crate::model::{Encapsulation, Mac, NeighbourState, PeerId, RouteKind};
 use crate::probing::{SendError, Stream};
@@ -40,30 +41,6 @@ impl Subject {
         match self {
             Self::Pair { peer, .. } => Some(*peer),
             Self::Node | Self::Device { .. } => None,
-        }
-    }
-}
-
-/// Which way packets are lost between this node and the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// From this node to the peer.
-    Outbound,
-    /// From the peer to this node.
-    Inbound,
-    /// Both ways.
-    Both,
-}
-
-impl Direction {
-    /// The name used in JSON and labels.
-    #[must_use]
-    pub const fn slug(self) -> &'static str {
-        match self {
-            Self::Outbound => "outbound",
-            Self::Inbound => "inbound",
-            Self::Both => "both",
         }
     }
 }

@@ -10,14 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Encapsulation, IfIndex, PeerId};
 use crate::probing::Stream;
-use crate::snapshot::Snapshot;
 
 /// How far back "lately" reaches: the age that makes a count growth, seconds.
 pub const LATELY_SECONDS: u64 = 10;
-
-/// VXLAN ports that are always watched: IANA's and the kernel's older default.
-/// A peer whose device is gone still sends to them.
-const USUAL_PORTS: [u16; 2] = [4789, 8472];
 
 /// Everything that was counted up to one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,55 +160,4 @@ pub struct HookedDevice {
     pub tunnel: Option<Encapsulation>,
     /// Its packets begin with an Ethernet header.
     pub is_ethernet: bool,
-}
-
-impl HookPlan {
-    /// The plan for what was observed.
-    #[must_use]
-    pub fn of(snapshot: &Snapshot, addresses: impl IntoIterator<Item = (IpAddr, PeerId)>) -> Self {
-        let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
-        let links = snapshot.links.seen();
-        let device = |index: IfIndex, tunnel: Option<Encapsulation>| {
-            let link = links?.get(&index)?;
-            let is_ethernet = link.mac.is_some();
-            Some(HookedDevice { index, name: link.name.clone(), tunnel, is_ethernet })
-        };
-        let mut devices: Vec<HookedDevice> = tunnels
-            .iter()
-            .filter_map(|tunnel| device(tunnel.index, Some(tunnel.encapsulation)))
-            .chain(snapshot.underlays.iter().filter_map(|&index| device(index, None)))
-            .collect();
-        devices.sort_unstable();
-        devices.dedup_by_key(|device| device.index);
-        let own = tunnels.iter().map(|tunnel| tunnel.encapsulation);
-        let led = snapshot.peers.iter().flat_map(|p| p.tunnels.iter().map(|t| t.encapsulation));
-        let told = snapshot.pairs.values().filter_map(|pair| pair.status.as_ref());
-        let told = told.flat_map(|(_, status)| status.tunnels.iter().map(|t| t.encapsulation));
-        let ports = own.chain(led).chain(told).filter_map(|encapsulation| match encapsulation {
-            Encapsulation::Vxlan(port) => Some(port),
-            Encapsulation::Ipip => None,
-        });
-        let peers = pods(snapshot).chain(addresses.into_iter().map(|(a, peer)| (a.into(), peer)));
-        Self { devices, ports: ports.chain(USUAL_PORTS).collect(), peers: peers.collect() }
-    }
-}
-
-/// Networks that routes through a tunnel lead to, with the peer that the next
-/// hop belongs to. A default route is no network of anybody's.
-fn pods(snapshot: &Snapshot) -> impl Iterator<Item = (IpNet, PeerId)> {
-    let mut by_gateway = BTreeMap::new();
-    for peer in snapshot.peers.iter() {
-        for leads in &peer.tunnels {
-            by_gateway.insert((leads.index, peer.id.0), peer.id);
-            if let Some(overlay) = leads.overlay {
-                by_gateway.insert((leads.index, overlay), peer.id);
-            }
-        }
-    }
-    let routes = snapshot.routes.seen().into_iter().flat_map(|routes| routes.0.values());
-    routes.filter_map(move |route| {
-        let via = (route.next_hop.device?, route.next_hop.gateway?);
-        let peer = *by_gateway.get(&via)?;
-        (route.key.destination.prefix_len() > 0).then_some((route.key.destination, peer))
-    })
 }

@@ -48,6 +48,30 @@ impl fmt::Display for Hop {
     }
 }
 
+/// Which way packets are lost between this node and the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From this node to the peer.
+    Outbound,
+    /// From the peer to this node.
+    Inbound,
+    /// Both ways.
+    Both,
+}
+
+impl Direction {
+    /// The name used in JSON and labels.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+            Self::Both => "both",
+        }
+    }
+}
+
 /// Where packets vanish: they were seen at `from` and not at `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Segment {
@@ -248,13 +272,8 @@ mod tests {
     }
 
     fn placed(hops: [Option<Window>; 5], seq: u32) -> Option<(Hop, Hop)> {
-        let names = [
-            Hop::Encapsulated,
-            Hop::LeftNic,
-            Hop::ReachedNic,
-            Hop::Decapsulated,
-            Hop::Delivered,
-        ];
+        let names =
+            [Hop::Encapsulated, Hop::LeftNic, Hop::ReachedNic, Hop::Decapsulated, Hop::Delivered];
         let hops: Vec<_> = names.into_iter().zip(hops).collect();
         segment(seq, &hops).map(|segment| (segment.from, segment.to))
     }
@@ -262,10 +281,7 @@ mod tests {
     #[test]
     fn the_first_hop_that_misses_a_probe_names_the_segment() {
         let (all, some, none) = (window(&[1, 2, 3]), window(&[1, 2]), window(&[]));
-        assert_eq!(
-            placed([all, all, some, some, some], 3),
-            Some((Hop::LeftNic, Hop::ReachedNic))
-        );
+        assert_eq!(placed([all, all, some, some, some], 3), Some((Hop::LeftNic, Hop::ReachedNic)));
         assert_eq!(placed([all; 5], 3), None, "it arrived");
         assert_eq!(placed([none; 5], 3), Some((Hop::Sent, Hop::Encapsulated)));
         // Uncounted hops make the segment wider.

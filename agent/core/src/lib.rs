@@ -10,6 +10,7 @@ pub mod delta;
 pub mod diagnose;
 pub mod fact;
 pub mod finding;
+pub mod hooks;
 pub mod kernel;
 pub mod ladder;
 pub mod ledger;

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::finding::Direction;
-use crate::ladder::{Climb, Hop, HopWindows, Recorded, Seen, Segment, Window, segment};
+use crate::ladder::{Climb, Direction, Hop, HopWindows, Recorded, Seen, Segment, Window, segment};
 use crate::model::PeerId;
 use crate::pairs::{DEAD_RUN, PairView, Place, RoundTrip, Run, StreamView, Tally, Total};
 use crate::probing::{Passage, PeerStatus, ProbeEvent, SendError, Stream};
@@ -511,9 +510,7 @@ impl StreamState {
                 // The peer says nothing; this node's own hops may.
                 Fate::LostUndetermined => match hops.outbound(seq, probe.at) {
                     Some(place) => (Fate::LostOutbound, Some(place)),
-                    None if hops.came_back(seq) => {
-                        (Fate::LostInbound, hops.inbound(seq, probe.at))
-                    }
+                    None if hops.came_back(seq) => (Fate::LostInbound, hops.inbound(seq, probe.at)),
                     None => (probe.fate, None),
                 },
                 Fate::Pending | Fate::Answered | Fate::Discounted => continue,
@@ -540,17 +537,15 @@ impl StreamState {
     fn places(&self, now: Mono) -> Vec<Place> {
         let mut places = Vec::<Place>::new();
         let mut add = |direction, segment| {
-            let known = places.iter_mut().find(|p| (p.direction, p.segment) == (direction, segment));
+            let known =
+                places.iter_mut().find(|p| (p.direction, p.segment) == (direction, segment));
             match known {
                 Some(place) => place.count += 1,
                 None => places.push(Place { direction, segment, count: 1 }),
             }
         };
-        let since = if self.run.lost() > 0 {
-            self.run.first
-        } else {
-            now.minus(MINUTE_SECONDS * SECOND)
-        };
+        let since =
+            if self.run.lost() > 0 { self.run.first } else { now.minus(MINUTE_SECONDS * SECOND) };
         for &(_, direction, segment) in self.placed.iter().filter(|(at, ..)| *at >= since) {
             add(direction, segment);
         }
@@ -729,7 +724,9 @@ impl Hops<'_> {
         let own = self.own_since(sent).map(|climb| climb.requests).unwrap_or_default();
         let peer = self.peer_since(sent);
         let far = self.climb_of(peer, sent).map(|climb| climb.requests).unwrap_or_default();
-        let delivered = peer.map(|(_, status)| status).map(|status| window_of(status, self.stream).unwrap_or_default());
+        let delivered = peer
+            .map(|(_, status)| status)
+            .map(|status| window_of(status, self.stream).unwrap_or_default());
         segment(seq, &self.order(own, far, delivered))
     }
 
@@ -777,7 +774,8 @@ impl Hops<'_> {
         delivered: Option<Window>,
     ) -> [(Hop, Option<Window>); 5] {
         // Without an encapsulation there is no tunnel device on the way.
-        let inside = |window: Option<Window>| window.filter(|_| self.stream.encapsulation().is_some());
+        let inside =
+            |window: Option<Window>| window.filter(|_| self.stream.encapsulation().is_some());
         [
             (Hop::Encapsulated, inside(sender.encapsulated)),
             (Hop::LeftNic, sender.left_nic),

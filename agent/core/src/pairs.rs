@@ -6,8 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::finding::Direction;
-use crate::ladder::Segment;
+use crate::ladder::{Direction, Segment};
 use crate::probing::{PeerStatus, SendError, Stream};
 use crate::time::Mono;
 

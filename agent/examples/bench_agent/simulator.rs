@@ -228,6 +228,8 @@ fn answer(socket: &UdpSocket, mut peers: Vec<Peer>) -> Result<()> {
             epoch: peer.epoch,
             windows: &peer.windows,
             own: &peer.own,
+            climbs: &[],
+            drops: &[],
         });
         let dwell_ns = u64::try_from(received.elapsed().as_nanos()).unwrap_or(0);
         wire::encode_reply(&request, dwell_ns, count, status, length, &mut reply);
@@ -298,7 +300,14 @@ fn ask(options: &Options, epochs: &[u64], socket: &UdpSocket) -> Result<()> {
             let seq = *seq;
             let told = if stream == Stream::Underlay { latest.to_vec() } else { Vec::new() };
             let sent_at = clock::mono().0;
-            let request = Request { stream, seq, epoch: epochs[index], sent_at, sent: told };
+            let request = Request {
+                stream,
+                seq,
+                epoch: epochs[index],
+                sent_at,
+                sent: told,
+                asks_hops: false,
+            };
             let (from, to, ip_bytes) = match stream {
                 Stream::Underlay => (underlay(peer), options.agent_underlay, 560),
                 Stream::Full(_) => (overlay(peer), options.agent_overlay, OVERLAY_MTU),

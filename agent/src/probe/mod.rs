@@ -60,6 +60,20 @@ pub trait Hops: fmt::Debug + Send + Sync {
     fn drops(&self, peer: PeerId) -> Vec<ProbeDrop>;
 }
 
+/// Nothing is counted: switched off, not permitted, or an old kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Uncounted;
+
+impl Hops for Uncounted {
+    fn climb(&self, _: u64, _: Stream) -> Option<Climb> {
+        None
+    }
+
+    fn drops(&self, _: PeerId) -> Vec<ProbeDrop> {
+        Vec::new()
+    }
+}
+
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -243,7 +257,9 @@ impl Edge {
 
     fn answer(&mut self) -> Result<(), ProbeError> {
         let Some(responder) = &mut self.responder else { return Ok(()) };
-        responder.answer(&self.own, self.hops.as_ref(), &mut self.journal).map_err(ProbeError::Failed)
+        responder
+            .answer(&self.own, self.hops.as_ref(), &mut self.journal)
+            .map_err(ProbeError::Failed)
     }
 
     /// Reads what passed this node's hops to and from peers that lose something.

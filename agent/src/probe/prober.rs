@@ -15,11 +15,11 @@ use overlaywatch_core::probing::{
 use overlaywatch_core::time::{Mono, SECOND};
 use socket2::Domain;
 
+use super::Hops;
 use super::echo::{self, Echo, EchoReply};
 use super::journal::{Clocks, Journal, header_bytes};
 use super::socket::{Datagram, Inbox, NetworkError, PathMtu, Socket};
 use super::wire::{self, Message, Request};
-use super::Hops;
 use crate::clock;
 
 /// Source ports that successive probes of a pair take in turn: VXLAN derives
@@ -133,9 +133,9 @@ fn epoch_for(epoch: u64, peer: PeerId) -> u64 {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     };
-    let sum = octets.iter().fold(epoch, |sum, &octet| {
-        (sum ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = octets
+        .iter()
+        .fold(epoch, |sum, &octet| (sum ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3));
     let z = (sum ^ (sum >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -13,9 +13,9 @@ use overlaywatch_core::probing::{
 use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use socket2::Domain;
 
+use super::Hops;
 use super::journal::{Clocks, Journal};
 use super::socket::{Inbox, Socket};
-use super::Hops;
 use super::wire::{self, Message, Request, Status};
 
 /// What an answer costs a peer: it may ask 200 times a second.
@@ -198,13 +198,7 @@ impl Responder {
 
     /// Answers what was read: from the address that was asked, to the address
     /// and port that asked.
-    fn reply(
-        &mut self,
-        position: usize,
-        own: &OwnStatus,
-        hops: &dyn Hops,
-        journal: &mut Journal,
-    ) {
+    fn reply(&mut self, position: usize, own: &OwnStatus, hops: &dyn Hops, journal: &mut Journal) {
         let Some(socket) = self.sockets.get(position) else { return };
         for work in self.work.drain(..) {
             let windows;
@@ -260,9 +254,7 @@ impl Responder {
 /// What passed this node's hops of the streams that the requester has.
 fn climbs_of(request: &Request, hops: &dyn Hops) -> Vec<(Stream, Climb)> {
     let streams = request.sent.iter().map(|&(stream, _)| stream).take(MAX_CLIMBS);
-    streams
-        .filter_map(|stream| Some((stream, hops.climb(request.epoch, stream)?)))
-        .collect()
+    streams.filter_map(|stream| Some((stream, hops.climb(request.epoch, stream)?))).collect()
 }
 
 /// Whether the host has no IPv6: built without it, or switched off.

@@ -49,8 +49,8 @@ use overlaywatch_core::kernel::DropSite;
 use overlaywatch_core::ladder::{Climb, HopWindows, Window};
 use overlaywatch_core::model::{Encapsulation, Mac, NodeName};
 use overlaywatch_core::probing::{
-    Ignored, MAX_ADVERTS, MAX_CLIMBS, MAX_DROPS, MAX_WINDOWS, OwnStatus, PeerStatus,
-    ProbeDrop, Stream, TunnelAdvert,
+    Ignored, MAX_ADVERTS, MAX_CLIMBS, MAX_DROPS, MAX_WINDOWS, OwnStatus, PeerStatus, ProbeDrop,
+    Stream, TunnelAdvert,
 };
 
 const MAGIC: [u8; 4] = *b"OWPB";
@@ -441,8 +441,7 @@ fn take_status(
         })
         .collect::<Result<_, Ignored>>()?;
     let tunnels = (0..adverts).map(|_| take_advert(&mut rest)).collect::<Result<_, _>>()?;
-    let (name, after) =
-        rest.split_at_checked(usize::from(name)).ok_or(Ignored::Truncated)?;
+    let (name, after) = rest.split_at_checked(usize::from(name)).ok_or(Ignored::Truncated)?;
     rest = after;
     let node = if name.is_empty() {
         None

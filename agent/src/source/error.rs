@@ -51,7 +51,10 @@ impl SourceError {
 
     /// A program or a map that the kernel did not take. The system call's error
     /// is somewhere down the chain of causes.
-    pub(super) fn kernel(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(super) fn kernel(
+        what: impl Into<String>,
+        error: &(dyn std::error::Error + 'static),
+    ) -> Self {
         let mut cause = Some(error);
         let mut errno = None;
         while let Some(link) = cause {

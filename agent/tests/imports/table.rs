@@ -39,6 +39,7 @@ pub(crate) const WORDS: &[&str] = &[
     "core::catalog",
     "core::fact",
     "core::finding",
+    "core::kernel",
     "core::ladder",
     "core::model",
     "core::pairs",
@@ -53,7 +54,11 @@ pub(crate) const ROWS: &[Row] = &[
     // The vocabulary.
     row("core::time", &[], "the words for time stand on nothing"),
     row("core::statistics", &[], "statistics are about numbers, not about networks"),
-    row("core::ladder", &[], "the ladder is vocabulary, and vocabulary stands on nothing"),
+    row(
+        "core::ladder",
+        &["core::time"],
+        "the ladder is vocabulary, and needs but the words for time",
+    ),
     row("core::catalog", &[], "the catalog describes verdicts; it does not reach them"),
     row(
         "core::model",
@@ -67,18 +72,23 @@ pub(crate) const ROWS: &[Row] = &[
         "expectations are stated in the words of the model and the catalog, nothing else",
     ),
     row(
+        "core::kernel",
+        &["core::model", "core::probing"],
+        "what the kernel counts carries no judgement",
+    ),
+    row(
         "core::probing",
-        &["core::ladder", "core::model", "core::pairs", "core::plan", "core::time"],
+        &["core::kernel", "core::ladder", "core::model", "core::pairs", "core::plan", "core::time"],
         "what prober and core tell each other carries no judgement",
     ),
     row(
         "core::pairs",
-        &["core::probing", "core::record", "core::time"],
+        &["core::ladder", "core::probing", "core::record", "core::time"],
         "what is known of a pair carries no judgement",
     ),
     row(
         "core::finding",
-        &["core::catalog", "core::ladder", "core::model", "core::probing"],
+        &["core::catalog", "core::kernel", "core::ladder", "core::model", "core::probing"],
         "a finding is enums and numbers; how it came about is its rule's matter",
     ),
     // From updates to the immutable observation.
@@ -104,6 +114,7 @@ pub(crate) const ROWS: &[Row] = &[
         &[
             "core::assembly",
             "core::fact",
+            "core::kernel",
             "core::model",
             "core::pairs",
             "core::probing",
@@ -116,6 +127,7 @@ pub(crate) const ROWS: &[Row] = &[
         "core::assembly",
         &[
             "core::fact",
+            "core::kernel",
             "core::model",
             "core::outcomes",
             "core::peers",
@@ -162,6 +174,11 @@ pub(crate) const ROWS: &[Row] = &[
         "a diagnosis is made from observations, not from reports or plans",
     ),
     row(
+        "core::hooks",
+        &["core::kernel", "core::model", "core::snapshot"],
+        "what the programs watch follows from what was observed, not from what is made of it",
+    ),
+    row(
         "core::plan",
         &[VOCABULARY, "core::diagnose", "core::snapshot"],
         "the plan follows from what is known; it is the only arrow back",
@@ -188,7 +205,16 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     Row {
         module: "agent::source",
-        may: &["core::model", "core::fact", "core::assembly", "core::time", "agent::clock"],
+        may: &[
+            "core::model",
+            "core::fact",
+            "core::assembly",
+            "core::kernel",
+            "core::ladder",
+            "core::probing",
+            "core::time",
+            "agent::clock",
+        ],
         siblings: Strangers(&["error", "meter"]),
         reason: "a source turns the kernel's bytes into the model and can fail alone: \
                  it knows no rule, no interface and no other source",
@@ -197,6 +223,7 @@ pub(crate) const ROWS: &[Row] = &[
         "agent::probe",
         &[
             "core::plan",
+            "core::kernel",
             "core::ladder",
             "core::model",
             "core::fact",
@@ -243,6 +270,7 @@ const fn foreign(
     Foreign { path, only, reason }
 }
 
+const EBPF: &str = "eBPF never leaves its source; others speak the model's";
 const NETLINK: &str = "netlink's vocabulary never leaves the sources; others speak the model's";
 const CLOCK: &str = "time is an input; agent::clock is the only reader of clocks";
 
@@ -252,6 +280,8 @@ pub(crate) const FOREIGN: &[Foreign] = &[
     foreign("netlink_sys", &["agent::source"], NETLINK),
     foreign("netlink_packet_core", &["agent::source"], NETLINK),
     foreign("netlink_packet_route", &["agent::source"], NETLINK),
+    foreign("aya", &["agent::source"], EBPF),
+    foreign("overlaywatch_ebpf", &["agent::source"], EBPF),
     foreign("std::time::Instant", &["agent::clock"], CLOCK),
     foreign("std::time::SystemTime", &["agent::clock"], CLOCK),
     foreign("nix::time", &["agent::clock"], CLOCK),

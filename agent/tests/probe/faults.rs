@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use overlaywatch::probe::{self, DEFAULT_PORT, Options, ProbeError};
+use overlaywatch::probe::{self, DEFAULT_PORT, Options, ProbeError, Uncounted};
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::fact::Gap;
 use overlaywatch_core::probing::{Orders, ProbeEvent, ProbeRequest, SendError, Stream};
@@ -22,7 +22,8 @@ fn on_this_thread<T>(
     runtime.block_on(async {
         let (orders, received) = mpsc::channel(1);
         let (sent, updates) = mpsc::channel(64);
-        let options = Options { port: DEFAULT_PORT, epoch: 1, responder: true };
+        let options =
+            Options { port: DEFAULT_PORT, epoch: 1, responder: true, hops: Arc::new(Uncounted) };
         tokio::select! {
             done = with(orders, updates) => done,
             result = probe::run(options, received, sent) => panic!("{result:?}"),
@@ -39,7 +40,8 @@ fn a_port_in_use_is_a_clear_error() {
         runtime.block_on(async {
             let (_orders, received) = mpsc::channel(1);
             let (updates, _sent) = mpsc::channel(1);
-            let options = Options { port: 9977, epoch: 1, responder: true };
+            let options =
+                Options { port: 9977, epoch: 1, responder: true, hops: Arc::new(Uncounted) };
             probe::run(options, received, updates).await.unwrap_err()
         })
     });

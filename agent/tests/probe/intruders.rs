@@ -23,7 +23,14 @@ fn send(node: &Namespace, packets: Vec<Vec<u8>>) -> usize {
 }
 
 fn request(epoch: u64, seq: u32) -> Vec<u8> {
-    let request = Request { stream: Stream::Underlay, seq, epoch, sent_at: 7, sent: Vec::new() };
+    let request = Request {
+        stream: Stream::Underlay,
+        seq,
+        epoch,
+        sent_at: 7,
+        sent: Vec::new(),
+        asks_hops: false,
+    };
     let mut packet = Vec::new();
     encode_request(&request, 100, &mut packet);
     packet

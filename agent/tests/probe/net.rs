@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use overlaywatch::probe::{self, DEFAULT_PORT, Options};
+use overlaywatch::probe::{self, DEFAULT_PORT, Options, Uncounted};
 use overlaywatch_core::assembly::Update;
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::{
@@ -144,7 +144,7 @@ impl Prober {
         let (updates, mut sent) = tokio::sync::mpsc::channel(16);
         let (forward, forwarded) = mpsc::channel();
         let (ready, wait) = mpsc::channel();
-        let options = Options { port: DEFAULT_PORT, epoch, responder };
+        let options = Options { port: DEFAULT_PORT, epoch, responder, hops: Arc::new(Uncounted) };
         let thread = namespace.inside(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
@@ -180,7 +180,7 @@ impl Prober {
 
     pub(crate) fn order(&self, requests: Vec<ProbeRequest>, peers: &[u8]) {
         let own = Arc::new(OwnStatus::default());
-        self.obey(Orders { requests, peers: known(peers), own });
+        self.obey(Orders { requests, peers: known(peers), own, hops_of: Arc::default() });
     }
 
     pub(crate) fn obey(&self, orders: Orders) {

@@ -37,7 +37,7 @@ prop_compose! {
         sent in vec((stream(), any::<u32>()), 0..=MAX_WINDOWS),
     ) -> Request {
         let sent = if stream == Stream::Underlay { sent } else { Vec::new() };
-        Request { stream, seq, epoch, sent_at, sent }
+        Request { stream, seq, epoch, sent_at, sent, asks_hops: false }
     }
 }
 
@@ -96,7 +96,7 @@ proptest! {
     ) {
         let own = OwnStatus { node, tunnels };
         let status = (request.stream == Stream::Underlay)
-            .then_some(Status { epoch, windows: &windows, own: &own });
+            .then_some(Status { epoch, windows: &windows, own: &own, climbs: &[], drops: &[] });
         let mut packet = Vec::new();
         encode_reply(&request, dwell_ns, received, status, limit, &mut packet);
         prop_assert!(packet.len() <= limit);
@@ -138,7 +138,7 @@ proptest! {
         let mut packet = Vec::new();
         if is_reply {
             let own = OwnStatus { node, tunnels };
-            let status = Some(Status { epoch: 1, windows: &windows, own: &own });
+            let status = Some(Status { epoch: 1, windows: &windows, own: &own, climbs: &[], drops: &[] });
             encode_reply(&request, 1, 1, status, 700, &mut packet);
         } else {
             encode_request(&request, 100, &mut packet);
@@ -182,10 +182,16 @@ fn a_whole_status_fits_into_an_underlay_probe() {
         ],
     };
     let windows = [(Stream::Underlay, Window::default()); MAX_WINDOWS];
-    let request =
-        Request { stream: Stream::Underlay, seq: 1, epoch: 2, sent_at: 3, sent: Vec::new() };
+    let request = Request {
+        stream: Stream::Underlay,
+        seq: 1,
+        epoch: 2,
+        sent_at: 3,
+        sent: Vec::new(),
+        asks_hops: false,
+    };
     let mut packet = Vec::new();
-    let status = Status { epoch: 4, windows: &windows, own: &own };
+    let status = Status { epoch: 4, windows: &windows, own: &own, climbs: &[], drops: &[] };
     // An IPv6 packet of 560 bytes.
     encode_reply(&request, 5, 6, Some(status), 560 - 48, &mut packet);
     let Ok(Message::Reply(reply)) = decode(&packet, packet.len()) else { panic!("no reply") };

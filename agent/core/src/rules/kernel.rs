@@ -108,11 +108,7 @@ fn dropped(
         direction: Some(direction),
         hop: Some(hop),
         evidence: vec![
-            Evidence::LiveTraffic {
-                encapsulation,
-                outbound: passed(true),
-                inbound: passed(false),
-            },
+            Evidence::LiveTraffic { encapsulation, outbound: passed(true), inbound: passed(false) },
             Evidence::KernelDropped { here: true, site: worst.site.clone(), packets: drops },
         ],
         // The node may be told to drop it: a rule that reads its tables can say.

@@ -70,18 +70,14 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             .find(|&&to| to != peer.id.0 && context.is_peer(PeerId(to)))
             .filter(|_| !destinations.contains(&peer.id.0));
         if let Some(&destination) = misdirected {
-            verdicts.add(misdirected_to(
-                peer,
-                leads,
-                Evidence::FdbEntry { mac, device: tunnel.name.clone(), destination },
-            ));
+            let evidence = Evidence::FdbEntry { mac, device: tunnel.name.clone(), destination };
+            // Encapsulated, and sent to another node: it leaves and never arrives.
+            let hop = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
+            verdicts.add(on_the_way_out(Code::FdbMisdirected, peer, leads, hop, evidence));
         } else if !has_entry(mac) {
-            verdicts.add(before_encapsulation(
-                Code::FdbMissing,
-                peer,
-                leads,
-                vec![Evidence::NoFdbEntry { mac, device: tunnel.name.clone() }],
-            ));
+            let evidence = Evidence::NoFdbEntry { mac, device: tunnel.name.clone() };
+            let hop = Segment { from: Hop::Encapsulated, to: Hop::LeftNic };
+            verdicts.add(on_the_way_out(Code::FdbMissing, peer, leads, hop, evidence));
         }
     }
 }
@@ -92,13 +88,18 @@ fn usable_mac(neighbour: &Neighbour) -> Option<Mac> {
     neighbour.mac.filter(|_| usable)
 }
 
-/// Encapsulated, and sent to a node that is not the peer: it leaves and never arrives.
-fn misdirected_to(peer: &Peer, leads: &PeerTunnel, evidence: Evidence) -> Finding {
+fn on_the_way_out(
+    code: Code,
+    peer: &Peer,
+    leads: &PeerTunnel,
+    hop: Segment,
+    evidence: Evidence,
+) -> Finding {
     Finding {
-        code: Code::FdbMisdirected,
+        code,
         subject: Subject::Pair { peer: peer.id, encapsulation: Some(leads.encapsulation) },
         direction: Some(Direction::Outbound),
-        hop: Some(Segment { from: Hop::LeftNic, to: Hop::ReachedNic }),
+        hop: Some(hop),
         evidence: vec![evidence],
         confidence: Confidence::Certain,
     }

@@ -278,6 +278,8 @@ impl World {
             epoch: self.epochs.get(&peer).copied().unwrap_or_default(),
             windows,
             tunnels: vec![self.adverts.get(&peer).copied().unwrap_or_else(|| advert(node))],
+            climbs: Vec::new(),
+            drops: Vec::new(),
         }
     }
 }

@@ -164,11 +164,9 @@ impl<'a> Btf<'a> {
         let mut found = self.number(number)?;
         for _ in 0..DEEPEST {
             match found.kind {
-                kind::TYPEDEF
-                | kind::CONST
-                | kind::VOLATILE
-                | kind::RESTRICT
-                | kind::TYPE_TAG => found = self.number(found.refers)?,
+                kind::TYPEDEF | kind::CONST | kind::VOLATILE | kind::RESTRICT | kind::TYPE_TAG => {
+                    found = self.number(found.refers)?
+                }
                 _ => break,
             }
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use overlaywatch_core::kernel::{
     DropForm, DropSite, IcmpError, LATELY_SECONDS, PacketDrop, Traffic,
 };
@@ -57,10 +57,7 @@ impl<K: Ord + Copy> Growth<K> {
     /// Takes a reading; the growth of each count since the oldest remembered
     /// one. In the first reading after the start all is old.
     fn take(&mut self, at: Mono, counts: BTreeMap<K, u64>) -> BTreeMap<K, u64> {
-        while self
-            .readings
-            .front()
-            .is_some_and(|(old, _)| at.since(*old) > LATELY_SECONDS * SECOND)
+        while self.readings.front().is_some_and(|(old, _)| at.since(*old) > LATELY_SECONDS * SECOND)
         {
             self.readings.pop_front();
         }
@@ -291,7 +288,6 @@ pub(super) fn address_of(ip: IpAddr) -> Address {
     }
     Address(words)
 }
-
 
 #[cfg(test)]
 mod tests {

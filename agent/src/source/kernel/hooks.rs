@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::util::KernelVersion;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, Program, RawTracePoint, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
 use nix::net::if_::if_indextoname;
 use overlaywatch_core::kernel::HookedDevice;
 use overlaywatch_core::model::IfIndex;
@@ -202,9 +202,10 @@ impl Hooks {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name();
-            let index = name.to_str().and_then(|name| name.strip_prefix("link-")).and_then(|rest| {
-                rest.split_once('-').and_then(|(index, _)| index.parse::<u32>().ok())
-            });
+            let index =
+                name.to_str().and_then(|name| name.strip_prefix("link-")).and_then(|rest| {
+                    rest.split_once('-').and_then(|(index, _)| index.parse::<u32>().ok())
+                });
             if index.is_some_and(|index| !self.hooked.contains_key(&IfIndex(index))) {
                 let _ = fs::remove_file(entry.path());
             }
@@ -343,8 +344,9 @@ pub(super) fn detach_filter(marker: &str) {
 /// Whether one of our programs is on a device.
 fn is_attached(device: &HookedDevice, side: Side) -> bool {
     let name = name_of(device, side);
-    SchedClassifier::query_tcx(&device.name, side.attach_type())
-        .is_ok_and(|(_, programs)| programs.iter().any(|p| p.name_as_str().is_some_and(|known| name.starts_with(known))))
+    SchedClassifier::query_tcx(&device.name, side.attach_type()).is_ok_and(|(_, programs)| {
+        programs.iter().any(|p| p.name_as_str().is_some_and(|known| name.starts_with(known)))
+    })
 }
 
 /// The program for one side of a device.

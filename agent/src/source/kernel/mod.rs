@@ -154,12 +154,6 @@ pub fn spawn(
     Ok(HopReader(reader))
 }
 
-/// A reader of hops that nobody counts.
-#[must_use]
-pub fn uncounted() -> HopReader {
-    HopReader(watch::channel(None).1)
-}
-
 /// Loads and follows until nobody listens; a failure is a gap, and tried again.
 fn run(
     options: &Options,
@@ -340,8 +334,7 @@ impl Watcher {
 
     /// Forgets streams in which nothing passed since the last pruning but one.
     fn prune(&mut self) {
-        let now: BTreeMap<ProbeKey, Windows> =
-            self.probes.iter().map_while(Result::ok).collect();
+        let now: BTreeMap<ProbeKey, Windows> = self.probes.iter().map_while(Result::ok).collect();
         let idle = now.iter().filter(|(key, windows)| self.pruned.get(key) == Some(*windows));
         let idle: Vec<ProbeKey> = idle.map(|(key, _)| *key).collect();
         for key in &idle {
@@ -419,4 +412,3 @@ fn key_of(network: &IpNet) -> Key<Address> {
     let length = bits + u32::from(network.prefix_len());
     Key::new(length, counts::address_of(network.network()))
 }
-

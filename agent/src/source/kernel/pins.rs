@@ -66,7 +66,8 @@ fn mount_bpffs(on: &Path) -> io::Result<()> {
 /// # Errors
 /// Names what cannot be removed.
 pub fn detach(pin: &Path) -> Result<usize, SourceError> {
-    let failed = |path: &Path, error| SourceError::io(format!("removing {}", path.display()), error);
+    let failed =
+        |path: &Path, error| SourceError::io(format!("removing {}", path.display()), error);
     let entries = match fs::read_dir(pin) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries.map_err(|error| failed(pin, error))?,

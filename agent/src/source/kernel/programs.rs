@@ -84,8 +84,7 @@ fn learn(
             (number, name.strip_prefix(REASON_PREFIX).map_or(name.clone(), str::to_owned))
         })
         .collect();
-    let lacks = (!lacks.is_empty()).then(|| {
-        format!("drops are counted in part: this kernel has no {}", lacks.join(", "))
-    });
+    let lacks = (!lacks.is_empty())
+        .then(|| format!("drops are counted in part: this kernel has no {}", lacks.join(", ")));
     Ok((reasons, lacks))
 }
