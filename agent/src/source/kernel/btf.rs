@@ -163,12 +163,14 @@ impl<'a> Btf<'a> {
     fn plain(&self, number: u32) -> Option<Type<'a>> {
         let mut found = self.number(number)?;
         for _ in 0..DEEPEST {
-            match found.kind {
-                kind::TYPEDEF | kind::CONST | kind::VOLATILE | kind::RESTRICT | kind::TYPE_TAG => {
-                    found = self.number(found.refers)?
-                }
-                _ => break,
+            let is_wrapper = matches!(
+                found.kind,
+                kind::TYPEDEF | kind::CONST | kind::VOLATILE | kind::RESTRICT | kind::TYPE_TAG
+            );
+            if !is_wrapper {
+                break;
             }
+            found = self.number(found.refers)?;
         }
         Some(found)
     }

@@ -18,8 +18,6 @@ use overlaywatch_ebpf::{Address, DropKey, Dropped, Icmp, IcmpKey, TrafficKey, mi
 use super::names::Names;
 use crate::source::SourceError;
 
-/// Readings that are remembered for growth, one a second.
-const REMEMBERED: usize = LATELY_SECONDS as usize;
 /// Drops that are told; the longest idle are left out.
 const MOST_DROPS: usize = 256;
 
@@ -71,7 +69,7 @@ impl<K: Ord + Copy> Growth<K> {
             .collect();
         let is_due =
             self.readings.back().is_none_or(|(last, _)| at.since(*last) >= SECOND - SECOND / 20);
-        if is_due && self.readings.len() <= REMEMBERED {
+        if is_due {
             self.readings.push_back((at, counts));
         }
         lately

@@ -144,7 +144,7 @@ impl Hooks {
         let link = program.take_link(link).map_err(|e| failed(&e))?;
         let path = self.folder.join("link-drops");
         remove(&path)?;
-        FdLink::try_from(link).map_err(|e| failed(&e))?.pin(&path).map_err(|e| failed(&e))?;
+        FdLink::from(link).pin(&path).map_err(|e| failed(&e))?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{FsType, statfs};
 use overlaywatch_ebpf::LAYOUT;
 
 use super::hooks;
@@ -51,7 +51,7 @@ fn is_bpffs(path: &Path) -> bool {
     // The closest folder that is there.
     let there = path.ancestors().find(|ancestor| ancestor.exists());
     there.is_some_and(|there| {
-        statfs(there).is_ok_and(|stat| i64::from(stat.filesystem_type().0) == BPF_FS_MAGIC)
+        statfs(there).is_ok_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
     })
 }
 
