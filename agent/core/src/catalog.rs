@@ -472,7 +472,7 @@ pub static CATALOG: [Entry; 28] = [
         slug: "encapsulation-refused",
         title: "the peer's kernel refuses the encapsulation",
         severity: Severity::Critical,
-        raise_after_ms: 1000,
+        raise_after_ms: 3000,
         clear_after_seconds: 5,
         parents: &[DEVICES, ENDS, PEER],
         meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3) that no tunnel device listens for them, codes 9, 10 and 13 that a firewall rejects them.",

@@ -109,10 +109,22 @@ struct InboundTail {
     unseen: u32,
 }
 
+/// What the peer last said.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    /// When it was heard.
+    heard: Mono,
+    /// When it was asked: of what was sent before, the peer knew when it answered.
+    asked: Mono,
+    status: &'a PeerStatus,
+}
+
 #[derive(Debug, Default)]
 struct PairState {
     streams: BTreeMap<Stream, StreamState>,
     status: Option<(Mono, PeerStatus)>,
+    /// When the request was sent that `status` answers.
+    status_asked: Mono,
     last_asked: Option<Mono>,
     view: Arc<PairView>,
     viewed: Mono,
@@ -147,9 +159,9 @@ impl Outcomes {
                 self.stream(peer, stream).refuse(at, error);
             }
             ProbeEvent::Reply { peer, stream, seq, at, rtt_ns, status } => {
-                self.stream(peer, stream).reply(seq, at, rtt_ns);
+                let asked = self.stream(peer, stream).reply(seq, at, rtt_ns).unwrap_or(at);
                 if let (Some(status), Some(pair)) = (status, self.pairs.get_mut(&peer)) {
-                    self.statuses += u64::from(pair.heard(at, *status));
+                    self.statuses += u64::from(pair.heard(at, asked, *status));
                 }
             }
             ProbeEvent::Unreachable { peer, stream, at, code, from } => {
@@ -177,9 +189,9 @@ impl Outcomes {
         self.unsettled.retain(|peer| {
             let Some(pair) = pairs.get_mut(peer) else { return false };
             let timeout = pair.timeout_ns();
-            let status = pair.status.as_ref();
+            let told = told(pair.status.as_ref(), pair.status_asked);
             for (&stream, state) in &mut pair.streams {
-                pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, status);
+                pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, told);
             }
             !pair.streams.values().all(StreamState::is_settled)
         });
@@ -238,11 +250,11 @@ impl Outcomes {
     /// This node's own hops were read.
     fn climbed(&mut self, peer: PeerId, at: Mono, climbs: Vec<(Stream, Climb)>) {
         let Some(pair) = self.pairs.get_mut(&peer) else { return };
-        let status = pair.status.as_ref();
+        let told = told(pair.status.as_ref(), pair.status_asked);
         for (stream, climb) in climbs {
             if let Some(state) = pair.streams.get_mut(&stream) {
                 state.climb = Some((at, climb));
-                pair.dirty |= state.place(stream, status);
+                pair.dirty |= state.place(stream, told);
             }
         }
     }
@@ -292,7 +304,7 @@ impl PairState {
     }
 
     /// Whether the peer says of itself what it did not say before.
-    fn heard(&mut self, at: Mono, status: PeerStatus) -> bool {
+    fn heard(&mut self, at: Mono, asked: Mono, status: PeerStatus) -> bool {
         let is_news = self
             .status
             .as_ref()
@@ -306,13 +318,15 @@ impl PairState {
         } else {
             for (stream, state) in &mut self.streams {
                 let window = window_of(&status, *stream);
-                state.resolve(at, window);
+                state.resolve(asked, window);
             }
         }
         if self.status.as_ref().is_none_or(|(old, _)| *old <= at) {
             self.status = Some((at, status));
+            self.status_asked = asked;
+            let told = told(self.status.as_ref(), asked);
             for (&stream, state) in &mut self.streams {
-                state.place(stream, self.status.as_ref());
+                state.place(stream, told);
             }
         }
         is_news
@@ -323,10 +337,14 @@ fn window_of(status: &PeerStatus, stream: Stream) -> Option<Window> {
     status.windows.iter().find(|(known, _)| *known == stream).map(|(_, window)| *window)
 }
 
-/// How a lost probe was lost, as the peer's window received at `heard` tells.
-fn locate(probe: &Probe, heard: Mono, window: Option<Window>) -> Fate {
+fn told(status: Option<&(Mono, PeerStatus)>, asked: Mono) -> Option<Told<'_>> {
+    status.map(|(heard, status)| Told { heard: *heard, asked, status })
+}
+
+/// How a lost probe was lost, as the window of a peer that was asked at `asked` tells.
+fn locate(probe: &Probe, asked: Mono, window: Option<Window>) -> Fate {
     let Some(seq) = probe.seq else { return Fate::LostOutbound };
-    if heard <= probe.at {
+    if asked < probe.at {
         return Fate::LostUndetermined;
     }
     // A peer that has no window for the stream never received any of it.
@@ -371,19 +389,18 @@ impl StreamState {
         }
     }
 
-    fn reply(&mut self, seq: u32, at: Mono, rtt_ns: u64) {
+    /// Takes an answer; when its probe was sent, if that is still known.
+    fn reply(&mut self, seq: u32, at: Mono, rtt_ns: u64) -> Option<Mono> {
         match self.answered.record(seq) {
             Recorded::Advanced => {}
             Recorded::Reordered => self.total.reordered += 1,
             Recorded::Duplicate => {
                 self.total.duplicates += 1;
-                return;
+                return None;
             }
-            Recorded::TooOld => return,
+            Recorded::TooOld => return None,
         }
-        let Some(position) = self.probes.iter().rposition(|probe| probe.seq == Some(seq)) else {
-            return;
-        };
+        let position = self.probes.iter().rposition(|probe| probe.seq == Some(seq))?;
         self.set_fate(position, Fate::Answered);
         self.last_answer = self.last_answer.max(Some(at));
         self.last_rtt_ns = rtt_ns;
@@ -396,6 +413,7 @@ impl StreamState {
                 known => known.min(rtt_ns),
             };
         }
+        Some(sent_at)
     }
 
     /// The peer tells how far its own stream has got.
@@ -418,11 +436,11 @@ impl StreamState {
     }
 
     /// A new window of the peer: losses that nobody could place may be placed now.
-    fn resolve(&mut self, heard: Mono, window: Option<Window>) {
+    fn resolve(&mut self, asked: Mono, window: Option<Window>) {
         for position in 0..self.probes.len() {
             let Some(probe) = self.probes.get(position) else { continue };
             if probe.fate == Fate::LostUndetermined {
-                let fate = locate(probe, heard, window);
+                let fate = locate(probe, asked, window);
                 self.set_fate(position, fate);
             }
         }
@@ -457,7 +475,7 @@ impl StreamState {
         timeout: u64,
         horizon: Mono,
         discounted_until: Option<Mono>,
-        status: Option<&(Mono, PeerStatus)>,
+        told: Option<Told<'_>>,
     ) -> bool {
         let mut changed = false;
         // Probes are in order of sending: pending ones stand near the end.
@@ -470,16 +488,16 @@ impl StreamState {
             if probe.fate != Fate::Pending {
                 continue;
             }
-            let fate = match status {
+            let fate = match told {
                 _ if discounted_until.is_some_and(|until| probe.at < until) => Fate::Discounted,
-                Some((heard, status)) => locate(probe, *heard, window_of(status, stream)),
+                Some(told) => locate(probe, told.asked, window_of(told.status, stream)),
                 None => Fate::LostUndetermined,
             };
             self.set_fate(position, fate);
             changed = true;
         }
         if changed {
-            self.place(stream, status);
+            self.place(stream, told);
         }
         while self.probes.front().is_some_and(|p| horizon.since(p.at) > PROBE_MEMORY_NS) {
             self.forget_oldest();
@@ -498,9 +516,9 @@ impl StreamState {
 
     /// Places each lost probe between the hops that saw it and those that did
     /// not; whether that changed anything.
-    fn place(&mut self, stream: Stream, status: Option<&(Mono, PeerStatus)>) -> bool {
+    fn place(&mut self, stream: Stream, told: Option<Told<'_>>) -> bool {
         let mut changed = false;
-        let hops = Hops { stream, own: self.climb, peer: status };
+        let hops = Hops { stream, own: self.climb, told };
         for position in 0..self.probes.len() {
             let Some(&probe) = self.probes.get(position) else { continue };
             let Some(seq) = probe.seq else { continue };
@@ -715,25 +733,23 @@ impl StreamState {
 struct Hops<'a> {
     stream: Stream,
     own: Option<(Mono, Climb)>,
-    peer: Option<&'a (Mono, PeerStatus)>,
+    told: Option<Told<'a>>,
 }
 
 impl Hops<'_> {
     /// Where a request vanished.
     fn outbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
         let own = self.own_since(sent).map(|climb| climb.requests).unwrap_or_default();
-        let peer = self.peer_since(sent);
-        let far = self.climb_of(peer, sent).map(|climb| climb.requests).unwrap_or_default();
-        let delivered = peer
-            .map(|(_, status)| status)
-            .map(|status| window_of(status, self.stream).unwrap_or_default());
+        let far = self.far_since(sent).map(|climb| climb.requests).unwrap_or_default();
+        let told = self.told_since(sent).map(|told| window_of(told.status, self.stream));
+        let delivered = told.map(Option::unwrap_or_default);
         segment(seq, &self.order(own, far, delivered))
     }
 
     /// Where the reply to a request that arrived vanished. The peer answers
     /// what it received, so its windows of replies are as old as its word.
     fn inbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
-        let far = self.climb_of(self.peer_since(sent), sent).map(|climb| climb.replies);
+        let far = self.far_since(sent).map(|climb| climb.replies);
         let own = self.own_since(sent).map(|climb| climb.replies);
         if far.is_none() && own.is_none() {
             return None;
@@ -756,14 +772,14 @@ impl Hops<'_> {
         (read >= sent.plus(UNDER_WAY_NS)).then(|| climb.counted(read.since(sent)))
     }
 
-    fn peer_since(&self, sent: Mono) -> Option<&(Mono, PeerStatus)> {
-        self.peer.filter(|(heard, _)| *heard > sent)
+    fn told_since(&self, sent: Mono) -> Option<Told<'_>> {
+        self.told.filter(|told| told.asked >= sent)
     }
 
-    fn climb_of(&self, told: Option<&(Mono, PeerStatus)>, sent: Mono) -> Option<Climb> {
-        let (heard, status) = told?;
-        let (_, climb) = status.climbs.iter().find(|(known, _)| *known == self.stream)?;
-        Some(climb.counted(heard.since(sent)))
+    fn far_since(&self, sent: Mono) -> Option<Climb> {
+        let told = self.told_since(sent)?;
+        let (_, climb) = told.status.climbs.iter().find(|(known, _)| *known == self.stream)?;
+        Some(climb.counted(told.heard.since(sent)))
     }
 
     /// The hops after the first, from the sender to the receiver.

@@ -4,9 +4,9 @@
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
-use crate::kernel::{DropForm, KernelCounts, PacketDrop};
+use crate::kernel::{DropForm, DropSite, KernelCounts, PacketDrop};
 use crate::ladder::{Hop, Segment};
-use crate::model::{Encapsulation, Peer, PeerId};
+use crate::model::{Peer, PeerId, PeerTunnel};
 use crate::pairs::StreamView;
 use crate::probing::Stream;
 
@@ -33,11 +33,21 @@ pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
         if !is_unreachable || too_big || error.from != error.peer || !context.is_peer(peer) {
             continue;
         }
+        let refused = Segment { from: Hop::ReachedNic, to: Hop::Decapsulated };
+        let pair = context.now.pairs.get(&peer);
+        let small = pair.and_then(|pair| pair.streams.get(&Stream::Small(error.encapsulation)));
+        let place = small.and_then(|view| view.place(Direction::Outbound));
+        // Errors of some seconds ago, while probes vanish elsewhere or not at all.
+        if small.is_some_and(|view| view.run.lost() == 0)
+            || place.is_some_and(|place| !place.overlaps(refused))
+        {
+            continue;
+        }
         let finding = Finding {
             code: Code::EncapsulationRefused,
             subject: Subject::Pair { peer, encapsulation: Some(error.encapsulation) },
             direction: Some(Direction::Outbound),
-            hop: Some(Segment { from: Hop::ReachedNic, to: Hop::Decapsulated }),
+            hop: Some(refused),
             evidence: vec![Evidence::OuterRefused {
                 encapsulation: error.encapsulation,
                 icmp: error.kind,
@@ -58,7 +68,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(counts) = context.now.kernel.seen() else { return };
     for (peer, leads, _) in context.tunnelled_peers() {
         for outbound in [false, true] {
-            if let Some(finding) = dropped(counts, peer, leads.encapsulation, outbound) {
+            if let Some(finding) = dropped(counts, peer, leads, outbound) {
                 let known = verdicts.findings.iter().any(|known| known.key() == finding.key());
                 if !known {
                     verdicts.add(finding);
@@ -71,9 +81,10 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
 fn dropped(
     counts: &KernelCounts,
     peer: &Peer,
-    encapsulation: Encapsulation,
+    leads: &PeerTunnel,
     outbound: bool,
 ) -> Option<Finding> {
+    let encapsulation = leads.encapsulation;
     let is_live = |drop: &&PacketDrop| {
         drop.form == DropForm::Inner
             && drop.probe.is_none()
@@ -96,12 +107,14 @@ fn dropped(
     if drops < LIVE_DROPS || drops * 100 < all * LIVE_SHARE {
         return None;
     }
-    let (direction, hop) = if outbound {
-        (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
-    } else {
-        (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
-    };
     let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
+    let (direction, hop) = if !outbound {
+        (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
+    } else if is_of_tunnel(&worst.site, &leads.device) {
+        (Direction::Outbound, Segment { from: Hop::Encapsulated, to: Hop::LeftNic })
+    } else {
+        (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
+    };
     Some(Finding {
         code: Code::UnexplainedLoss,
         subject: Subject::Pair { peer: peer.id, encapsulation: Some(encapsulation) },
@@ -114,6 +127,12 @@ fn dropped(
         // The node may be told to drop it: a rule that reads its tables can say.
         confidence: Confidence::Low,
     })
+}
+
+/// Whether the tunnel device itself dropped an outgoing packet, which it had
+/// taken by then; netfilter has its say before the device does.
+fn is_of_tunnel(site: &DropSite, device: &str) -> bool {
+    site.device.as_deref() == Some(device) && site.reason.as_deref() != Some("NETFILTER_DROP")
 }
 
 /// Adds to each finding about a pair what was counted of its losses: where they

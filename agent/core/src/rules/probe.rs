@@ -179,7 +179,8 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
 
 /// Where the hops say that most of the losses vanished, and which way.
 fn counted(view: &StreamView) -> Option<(Direction, Segment)> {
-    view.places.first().map(|place| (place.direction, place.segment))
+    let place = view.places.first().filter(|place| place.count * 2 > view.run.lost())?;
+    Some((place.direction, place.segment))
 }
 
 /// Why the local kernel refuses to send, where that explains the losses.
