@@ -182,7 +182,8 @@ fn every_code_is_explained() {
       remote-tunnel-down, vni-mismatch, vxlan-port-mismatch, stale-vtep-mac, fdb-missing,
       fdb-misdirected, vtep-neighbour-missing, route-missing, route-blackhole,
       route-bypasses-tunnel, local-output-drop, encapsulation-lost, overlay-loss,
-      underlay-loss, mtu-blackhole, agent-silent, probe-port-filtered
+      underlay-loss, mtu-blackhole, agent-silent, probe-port-filtered,
+      encapsulation-refused, unexplained-loss
     ");
 }
 

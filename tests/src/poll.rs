@@ -153,6 +153,15 @@ pub fn fetch(node: &Node, path: &str) -> Result<String> {
     Ok(answer.body)
 }
 
+/// The findings that a node's /health has now, word for word; null when it does
+/// not answer.
+#[must_use]
+pub fn findings(node: &Node) -> serde_json::Value {
+    let answer = node.netns.enter(|| http::get(PORT, "/health"));
+    let health = answer.ok().and_then(|answer| serde_json::from_str(&answer.body).ok());
+    health.map_or(serde_json::Value::Null, |health: serde_json::Value| health["findings"].clone())
+}
+
 /// The name of the node with this underlay address, else the address.
 #[must_use]
 pub fn name_of(cluster: &Cluster, address: std::net::IpAddr) -> String {

@@ -720,6 +720,7 @@ impl StreamState {
                 .filter(|tail| now.since(tail.told) <= RECENT_NS)
                 .map_or(0, |tail| tail.unseen),
             places: self.places(now),
+            climb: self.climb.map(|(_, climb)| climb),
             refused: self.refused.back().map(|(_, error)| (*error, refusals)),
             unreachable: self
                 .unreachable

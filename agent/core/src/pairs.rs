@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ladder::{Direction, Segment};
+use crate::ladder::{Climb, Direction, Segment};
 use crate::probing::{PeerStatus, SendError, Stream};
 use crate::time::Mono;
 
@@ -86,6 +86,10 @@ pub struct StreamView {
     /// there is one, else those of the last minute. The most first.
     #[serde(default)]
     pub places: Vec<Place>,
+    /// What passed this node's own hops, as far as it was read since something
+    /// was lost.
+    #[serde(default)]
+    pub climb: Option<Climb>,
     /// The latest refusal of the local kernel in the recent window, and how many there were.
     pub refused: Option<(SendError, u32)>,
     /// The latest ICMP unreachable in the recent window: code and sender.

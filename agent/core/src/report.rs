@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::Severity;
 use crate::diagnose::{Diagnosis, GapReport, PeerState, Status};
 use crate::finding::Finding;
-use crate::ladder::Window;
+use crate::kernel::KernelCounts;
+use crate::ladder::{Climb, Window};
 use crate::model::{NodeName, Origin, Peer, PeerId, Tunnel};
-use crate::pairs::{RoundTrip, Run, Tally, Total};
+use crate::pairs::{Place, RoundTrip, Run, Tally, Total};
 use crate::probing::Stream;
 use crate::snapshot::Snapshot;
 use crate::time::Wall;
@@ -43,6 +44,9 @@ pub struct NodeReport {
     pub tunnels: Vec<Tunnel>,
     /// Its peers.
     pub peers: Vec<PeerReport>,
+    /// What its kernel counted: drops, ICMP errors, traffic by peer.
+    #[serde(default)]
+    pub kernel_counts: Option<KernelCounts>,
     /// What it could not see.
     pub gaps: Vec<GapReport>,
 }
@@ -92,6 +96,15 @@ pub struct StreamReport {
     pub round_trip: Option<RoundTrip>,
     /// The peer's half of the ladder: which of this node's probes it received.
     pub delivered: Option<Window>,
+    /// What passed the peer's hops, where something is lost and the peer counts.
+    #[serde(default)]
+    pub peer_climb: Option<Climb>,
+    /// What passed this node's own hops, where something is lost.
+    #[serde(default)]
+    pub climb: Option<Climb>,
+    /// Where lost probes vanished, the most first.
+    #[serde(default)]
+    pub places: Vec<Place>,
 }
 
 impl NodeReport {
@@ -125,6 +138,7 @@ impl NodeReport {
                 .iter()
                 .map(|peer| peer_report(snapshot, diagnosis, peer))
                 .collect(),
+            kernel_counts: snapshot.kernel.seen().map(|counts| KernelCounts::clone(counts)),
             gaps: diagnosis.gaps.clone(),
         }
     }
@@ -142,6 +156,10 @@ fn peer_report(snapshot: &Snapshot, diagnosis: &Diagnosis, peer: &Peer) -> PeerR
         let (_, status) = pair?.status.as_ref()?;
         status.windows.iter().find(|(known, _)| *known == stream).map(|(_, window)| *window)
     };
+    let peer_climb = |stream: Stream| {
+        let (_, status) = pair?.status.as_ref()?;
+        status.climbs.iter().find(|(known, _)| *known == stream).map(|(_, climb)| *climb)
+    };
     PeerReport {
         address: peer.id,
         name: peer.name.clone(),
@@ -157,6 +175,9 @@ fn peer_report(snapshot: &Snapshot, diagnosis: &Diagnosis, peer: &Peer) -> PeerR
                 total: view.total,
                 round_trip: view.round_trip,
                 delivered: delivered(stream),
+                peer_climb: peer_climb(stream),
+                climb: view.climb,
+                places: view.places.clone(),
             })
             .collect(),
     }

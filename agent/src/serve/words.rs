@@ -3,6 +3,7 @@
 use overlaywatch_core::catalog::{Code, Severity};
 use overlaywatch_core::diagnose::{Active, Diagnosis, PeerState, Status};
 use overlaywatch_core::finding::{Direction, Finding, Subject};
+use overlaywatch_core::ladder::Segment;
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::snapshot::Snapshot;
 
@@ -161,6 +162,7 @@ struct Group<'a> {
     code: Code,
     encapsulation: Option<Encapsulation>,
     direction: Option<Direction>,
+    hop: Option<Segment>,
     subjects: Vec<&'a Subject>,
 }
 
@@ -176,9 +178,10 @@ impl<'a> Group<'a> {
                 Subject::Pair { encapsulation, .. } => encapsulation,
                 Subject::Node | Subject::Device { .. } => None,
             };
-            let (code, direction) = (finding.code, finding.direction);
+            let (code, direction, hop) = (finding.code, finding.direction, finding.hop);
             let same = |g: &&mut Self| {
-                (g.code, g.encapsulation, g.direction) == (code, encapsulation, direction)
+                (g.code, g.encapsulation, g.direction, g.hop)
+                    == (code, encapsulation, direction, hop)
             };
             match groups.iter_mut().find(same) {
                 Some(group) => group.subjects.push(&finding.subject),
@@ -186,6 +189,7 @@ impl<'a> Group<'a> {
                     code,
                     encapsulation,
                     direction,
+                    hop,
                     subjects: vec![&finding.subject],
                 }),
             }
@@ -217,6 +221,13 @@ impl<'a> Group<'a> {
                 format!("{what} to {who} does not get through{way}; underlay is fine")
             }
             Code::LocalOutputDrop => format!("this host drops its own {what} packets to {who}"),
+            Code::UnexplainedLoss => {
+                let place = self.hop.map_or_else(String::new, |hop| {
+                    format!(" between {} and {}", hop.from, hop.to)
+                });
+                format!("{what} to {who} is lost{way}{place}")
+            }
+            Code::EncapsulationRefused => format!("{who} refuses {what} from this node"),
             Code::OverlayLoss => {
                 format!("{what} to {who} loses packets{way}; underlay loses fewer")
             }

@@ -76,6 +76,8 @@ pub struct ShownNode {
     pub status: Option<Status>,
     /// The sentence that it says it with.
     pub summary: String,
+    /// Its findings as its /health has them, with evidence and remedy.
+    pub findings: serde_json::Value,
     /// What a person types to ask it.
     pub curl: String,
 }
@@ -371,6 +373,7 @@ fn nodes(cluster: &Cluster, poll: &Poll) -> Result<Vec<ShownNode>> {
                 None | Some(Said::Nothing) => None,
             },
             summary: heard.summaries.get(node.index).cloned().unwrap_or_default(),
+            findings: poll::findings(node),
             curl: poll::curl(node),
         })
         .collect())

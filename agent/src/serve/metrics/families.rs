@@ -99,6 +99,18 @@ families! {
         "The longest delay of a wake-up of the prober in the last minute.");
     PROBER_STARVED = gauge("prober_starved", &[],
         "1 while outcomes are not counted because the prober got too little CPU.");
+    KERNEL_DROPS = counter("kernel_drops_total", &["form", "reason", "function"],
+        "Encapsulated packets, inner packets and probes that this node's kernel dropped. The places that dropped most.");
+    KERNEL_ICMP = counter("outer_icmp_errors_total", &["encapsulation", "type", "code"],
+        "ICMP errors that quote encapsulated packets of this node.");
+    TRAFFIC_PACKETS = counter("encapsulated_packets_total", &["encapsulation", "direction"],
+        "Encapsulated packets that crossed the underlay NICs, over all peers.");
+    TRAFFIC_BYTES = counter("encapsulated_bytes_total", &["encapsulation", "direction"],
+        "Their bytes, link headers included.");
+    TRAFFIC_FRAGMENTS = counter("encapsulated_first_fragments_total", &["encapsulation", "direction"],
+        "Encapsulated packets that were sent or came in fragments.");
+    HOOKED_DEVICES = gauge("hooked_devices", &[],
+        "Devices on which eBPF programs count.");
     SOURCE_SUCCESS = gauge("source_success", &["source"],
         "1 when the source's latest run succeeded.");
     SOURCE_DURATION = gauge("source_duration_seconds", &["source"],

@@ -6,6 +6,7 @@
 //! as far as [`PEER_SERIES`] goes; `/v1/report` has everything.
 
 mod families;
+mod kernel;
 mod peers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -95,6 +96,9 @@ impl Sheet {
         self.tunnels(snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice()));
         self.prober(snapshot);
         self.sources(snapshot);
+        if let Some(counts) = snapshot.kernel.seen() {
+            kernel::fill(self, counts);
+        }
         peers::fill(self, snapshot, diagnosis);
     }
 
