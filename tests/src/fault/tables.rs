@@ -4,9 +4,8 @@
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::{
-    A, B, BEFORE_TUNNEL, BETWEEN_NICS, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says,
-};
+use super::expected::{Expected, LOCAL_STACK, OUTBOUND, WIRE, hears_nothing, says};
+use super::{A, B, C, Fault, PLAIN, ip};
 use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
@@ -32,7 +31,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: program_a,
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &[says(A, Code::FdbMisdirected, B, OUTBOUND, BETWEEN_NICS), hears_nothing(B, A)],
+        expected: &[says(A, Code::FdbMisdirected, B, OUTBOUND, WIRE), hears_nothing(B, A)],
         unlike: &[Code::FdbMissing, Code::StaleVtepMac],
         ..PLAIN
     },
@@ -102,7 +101,7 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// A's tables say why; B only learns that A's answers do not arrive.
 const fn cannot_send(code: Code) -> [Expected; 2] {
-    [says(A, code, B, OUTBOUND, BEFORE_TUNNEL), hears_nothing(B, A)]
+    [says(A, code, B, OUTBOUND, LOCAL_STACK), hears_nothing(B, A)]
 }
 
 fn lose_forwarding_entry(cluster: &mut Cluster) -> Result<()> {
