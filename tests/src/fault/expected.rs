@@ -12,8 +12,8 @@ use crate::topology::Cluster;
 
 /// One finding that one node must show.
 ///
-/// Several directions or hops stand for "one of these": what counters and the
-/// peer's replies allow to tell without eBPF.
+/// Several directions or hops stand for "one of these": where chance or time
+/// decides which is seen first.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
     /// Who says it.
@@ -55,8 +55,6 @@ const fn between(from: Hop, to: Hop) -> Segment {
     Segment { from, to }
 }
 
-/// Sent by one agent, not received by the other: all that probes alone can tell.
-pub(super) const ANYWHERE: &[Segment] = &[between(Hop::Sent, Hop::Delivered)];
 /// It never came to the tunnel device.
 pub(super) const LOCAL_STACK: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
 /// It went into the tunnel device, and no outer packet left the NIC.
@@ -86,13 +84,9 @@ pub(super) const fn says_itself(node: usize, code: Code, subject: Subject) -> Ex
     Expected { node, code, subject, directions: NO_DIRECTION, hops: NO_HOP }
 }
 
-/// The peer reports that what it sends through the tunnel does not come back.
-pub(super) const fn hears_nothing(node: usize, peer: usize) -> Expected {
-    says(node, Code::EncapsulationLost, peer, INBOUND, ANYWHERE)
-}
-
 /// What the peer sends through the tunnel vanishes on one of the two nodes, and
-/// this node, as the victim, knows no more than where.
+/// this node, as the victim, knows no more than where. (What vanishes on the
+/// wire between them is lost encapsulation on both.)
 pub(super) const fn misses(node: usize, peer: usize, hops: &'static [Segment]) -> Expected {
     says(node, Code::UnexplainedLoss, peer, INBOUND, hops)
 }

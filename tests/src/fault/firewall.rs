@@ -4,8 +4,7 @@ use anyhow::{Context, Result, ensure};
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    ANYWHERE, DECAPSULATION, DELIVERY, ENCAPSULATION, LOCAL_STACK, OUTBOUND, hears_nothing, misses,
-    says,
+    DECAPSULATION, DELIVERY, ENCAPSULATION, LOCAL_STACK, OUTBOUND, misses, says,
 };
 use super::{A, B, C, Fault, PLAIN};
 use crate::classifier::{self, Way};
@@ -22,11 +21,12 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(C, B)],
         spares: &[pods(B, A), nodes(A, B), pods(A, C)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            hears_nothing(B, A),
-            hears_nothing(B, C),
+            says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            misses(B, A, DECAPSULATION),
+            misses(B, C, DECAPSULATION),
         ],
+        unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
         ..PLAIN
     },
     Fault {
@@ -39,8 +39,8 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
             says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
-            hears_nothing(B, A),
-            hears_nothing(C, A),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
         ],
         ..PLAIN
     },

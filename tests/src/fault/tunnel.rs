@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    ANYWHERE, BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUTBOUND, Subject,
-    hears_nothing, misses, says, says_itself,
+    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUTBOUND, Subject, WIRE, misses, says,
+    says_itself,
 };
 use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
 use crate::interrupt;
@@ -86,8 +86,8 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says_itself(B, Code::TunnelMissing, Subject::Tunnel),
             // B has nothing to send through: only one direction can be told.
-            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
+            says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
         ],
         unlike: &[Code::TunnelDown],
         ..PLAIN
@@ -102,8 +102,8 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says(A, Code::StaleVtepMac, B, OUTBOUND, DELIVERY),
             says(C, Code::StaleVtepMac, B, OUTBOUND, DELIVERY),
-            hears_nothing(B, A),
-            hears_nothing(B, C),
+            misses(B, A, DELIVERY),
+            misses(B, C, DELIVERY),
         ],
         unlike: &[Code::FdbMissing, Code::FdbMisdirected],
         ..PLAIN
@@ -117,8 +117,8 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
         expected: &[
             says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
-            says(A, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE),
-            says(C, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE),
+            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
         ],
         ..PLAIN
     },
@@ -131,8 +131,8 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(B, A), pods(B, C), nodes(A, B)],
         expected: &[
             says_itself(A, Code::VtepLocalAddressWrong, Subject::Tunnel),
-            hears_nothing(B, A),
-            hears_nothing(C, A),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
         ],
         ..PLAIN
     },

@@ -7,8 +7,8 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    ANYWHERE, BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE,
-    hears_nothing, says, says_itself,
+    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, says,
+    says_itself,
 };
 use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
 use crate::filter::{self, Drops, Place};
@@ -29,8 +29,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A)],
         spares: &[nodes(A, B), nodes(B, A), pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
-            says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
+            says(A, Code::EncapsulationLost, B, BOTH, WIRE),
+            says(B, Code::EncapsulationLost, A, BOTH, WIRE),
         ],
         unlike: &[Code::LocalOutputDrop, Code::RemoteTunnelDown, Code::UnexplainedLoss],
         ..PLAIN
@@ -42,7 +42,10 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: middle_passes,
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), nodes(A, B)],
-        expected: &[says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE), hears_nothing(B, A)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, OUTBOUND, WIRE),
+            says(B, Code::EncapsulationLost, A, INBOUND, WIRE),
+        ],
         ..PLAIN
     },
     Fault {
@@ -53,8 +56,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[full_pods(A, B), full_pods(B, A)],
         spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
         expected: &[
-            says(A, Code::MtuBlackhole, B, BOTH, ANYWHERE),
-            says(B, Code::MtuBlackhole, A, BOTH, ANYWHERE),
+            says(A, Code::MtuBlackhole, B, BOTH, WIRE),
+            says(B, Code::MtuBlackhole, A, BOTH, WIRE),
         ],
         unlike: &[Code::TunnelMtuTooLarge, Code::EncapsulationLost],
         ..PLAIN
@@ -67,7 +70,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[full_pods(A, B)],
         spares: &[pods(A, B), full_pods(B, A), full_pods(A, C)],
         // B's full-sized probes pass, and so do A's replies, which are short.
-        expected: &[says(A, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE)],
+        expected: &[says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE)],
         ..PLAIN
     },
     Fault {
@@ -109,8 +112,8 @@ pub(super) const FAULTS: &[Fault] = &[
         loss: Loss::Partial,
         spares: &[pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::UnderlayLoss, B, EITHER, ANYWHERE),
-            says(B, Code::UnderlayLoss, A, EITHER, ANYWHERE),
+            says(A, Code::UnderlayLoss, B, EITHER, WIRE),
+            says(B, Code::UnderlayLoss, A, EITHER, WIRE),
         ],
         unlike: &[Code::PeerUnreachable],
         limits: GRAY,
@@ -135,8 +138,8 @@ pub(super) const FAULTS: &[Fault] = &[
         loss: Loss::Partial,
         spares: &[nodes(A, B), pods(B, A)],
         expected: &[
-            says(A, Code::OverlayLoss, B, OUTBOUND, ANYWHERE),
-            says(B, Code::OverlayLoss, A, INBOUND, ANYWHERE),
+            says(A, Code::OverlayLoss, B, OUTBOUND, WIRE),
+            says(B, Code::OverlayLoss, A, INBOUND, WIRE),
         ],
         unlike: &[Code::UnderlayLoss],
         limits: GRAY,
@@ -252,8 +255,8 @@ const COMES_AND_GOES: Fault = Fault {
     loss: Loss::Partial,
     spares: &[nodes(A, B), pods(A, C)],
     expected: &[
-        says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
-        says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
+        says(A, Code::EncapsulationLost, B, BOTH, WIRE),
+        says(B, Code::EncapsulationLost, A, BOTH, WIRE),
     ],
     // A pair that has a verdict is given no bursts: eight steady losses, one
     // a second, tell that the fault is back.
