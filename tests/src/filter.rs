@@ -21,6 +21,14 @@ const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const UDP: u8 = 17;
 /// Offset of "total length" in the IPv4 header (RFC 791).
 const TOTAL_LENGTH: u32 = 2;
+/// Offset of flags and "fragment offset" there.
+const FRAGMENT: u32 = 6;
+/// "More fragments" and the fragment offset: zero in a packet that is whole.
+const FRAGMENT_MASK: u16 = 0x3fff;
+/// The table and the chain that iptables-nft, and so Docker, keep rules on
+/// forwarding in.
+const FORWARD_TABLE: &CStr = c"filter";
+const FORWARD_CHAIN: &CStr = c"FORWARD";
 
 /// Where packets are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +75,8 @@ pub struct Drops {
     pub udp_from: Option<u16>,
     /// IPv4 packets longer than this, bytes.
     pub longer_than: Option<u16>,
+    /// IPv4 fragments, first ones too.
+    pub fragments: bool,
     /// Only that share of them, percent, at random.
     pub percent: Option<u8>,
 }
@@ -105,6 +115,38 @@ pub fn pass(netns: &Netns, place: Place) -> Result<()> {
     })
 }
 
+/// Gives the node's table for forwarding the policy to drop: what a container
+/// runtime or a firewall manager does when it starts.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN in the namespace, or without nftables in the kernel.
+pub fn forward_nothing(netns: &Netns) -> Result<()> {
+    netns.enter(|| {
+        let table = Table::new(FORWARD_TABLE, ProtoFamily::Ipv4);
+        let mut chain = Chain::new(FORWARD_CHAIN, &table);
+        chain.set_type(ChainType::Filter);
+        chain.set_hook(Hook::Forward, 0);
+        chain.set_policy(Policy::Drop);
+        let mut batch = Batch::new();
+        batch.add(&table, MsgType::Add);
+        batch.add(&chain, MsgType::Add);
+        commit(&batch.finalize()).context("nftables refused a policy for forwarding")
+    })
+}
+
+/// Undoes [`forward_nothing`].
+///
+/// # Errors
+/// When it was not done.
+pub fn forward_again(netns: &Netns) -> Result<()> {
+    netns.enter(|| {
+        let table = Table::new(FORWARD_TABLE, ProtoFamily::Ipv4);
+        let mut batch = Batch::new();
+        batch.add(&table, MsgType::Del);
+        commit(&batch.finalize()).context("nftables refused to delete a table")
+    })
+}
+
 fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a>> {
     let mut rule = Rule::new(chain);
     if let Some(port) = &drops.in_port {
@@ -123,7 +165,8 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
         || drops.to.is_some()
         || drops.udp_to.is_some()
         || drops.udp_from.is_some()
-        || drops.longer_than.is_some();
+        || drops.longer_than.is_some()
+        || drops.fragments;
     if looks_into_ip && place == Place::Middle {
         rule.add_expr(&nft_expr!(meta proto));
         rule.add_expr(&nft_expr!(cmp == ETHERTYPE_IPV4.as_slice()));
@@ -151,6 +194,11 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
     if let Some(bytes) = drops.longer_than {
         rule.add_expr(&nft_expr!(payload_raw nh TOTAL_LENGTH, 2));
         rule.add_expr(&nftnl::expr::Cmp::new(CmpOp::Gt, bytes.to_be()));
+    }
+    if drops.fragments {
+        rule.add_expr(&nft_expr!(payload_raw nh FRAGMENT, 2));
+        rule.add_expr(&nft_expr!(bitwise mask FRAGMENT_MASK.to_be(), xor 0_u16));
+        rule.add_expr(&nft_expr!(cmp != 0_u16));
     }
     if let Some(percent) = drops.percent {
         // The registers are compared byte by byte: big-endian, as the random

@@ -6,6 +6,7 @@
 //! [`run`] does all that for one fault; [`demo`] shows it live.
 
 pub mod agent;
+pub mod classifier;
 pub mod demo;
 pub mod fault;
 pub mod filter;
@@ -13,6 +14,7 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod interrupt;
+pub mod ipip;
 pub mod judge;
 pub mod netns;
 pub mod poll;

@@ -138,6 +138,22 @@ impl Netns {
         self.batch("bridge", lines)
     }
 
+    /// Gives `lines` to tc(8).
+    ///
+    /// # Errors
+    /// Names the first line that the kernel refused.
+    pub fn tc(&self, lines: &str) -> Result<()> {
+        self.batch("tc", lines)
+    }
+
+    /// Sets a switch of the namespace, by its path under /proc/sys/net.
+    ///
+    /// # Errors
+    /// When there is no such switch, or the kernel refuses the value.
+    pub fn set(&self, switch: &str, value: &str) -> Result<()> {
+        self.enter(|| set_switch(switch, value))
+    }
+
     fn batch(&self, tool: &str, lines: &str) -> Result<()> {
         let mut input = tempfile::tempfile().context("cannot make a temporary file")?;
         io::Write::write_all(&mut input, lines.as_bytes())?;
@@ -209,17 +225,18 @@ fn remove(path: &Path) {
 }
 
 /// /proc/sys/net shows the namespace of the thread that opens it.
+fn set_switch(name: &str, value: &str) -> Result<()> {
+    let path = Path::new("/proc/sys/net").join(name);
+    fs::write(&path, value).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn set_switches(forwards: bool) -> Result<()> {
-    let set = |name: &str, value: &str| {
-        let path = Path::new("/proc/sys/net").join(name);
-        fs::write(&path, value).with_context(|| format!("cannot write {}", path.display()))
-    };
     for scope in ["all", "default"] {
         // A kernel without IPv6 has nothing to switch off.
         if Path::new("/proc/sys/net/ipv6").exists() {
-            set(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+            set_switch(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
         }
-        set(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        set_switch(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
     }
-    set("ipv4/ip_forward", if forwards { "1" } else { "0" })
+    set_switch("ipv4/ip_forward", if forwards { "1" } else { "0" })
 }

@@ -2,21 +2,23 @@
 //! and what the agents must say of it. One file per family.
 
 mod combined;
+mod expected;
+mod firewall;
+mod host;
 mod quiet;
 mod tables;
 mod tunnel;
 mod underlay;
 
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use overlaywatch_core::catalog::Code;
-use overlaywatch_core::finding::Direction;
-use overlaywatch_core::ladder::{Hop, Segment};
 
-use crate::judge::{About, Wanted};
+pub use expected::{Expected, Subject};
+
+use crate::judge::Wanted;
 use crate::topology::Cluster;
 use crate::traffic::Path;
 
@@ -109,91 +111,19 @@ const PLAIN: Fault = Fault {
     limits: HARD,
 };
 
-/// One finding that one node must show.
-///
-/// Several directions or hops stand for "one of these": what counters and the
-/// peer's replies allow to tell without eBPF.
-#[derive(Clone, Copy, Debug)]
-pub struct Expected {
-    /// Who says it.
-    pub node: usize,
-    /// What.
-    pub code: Code,
-    /// About what.
-    pub subject: Subject,
-    /// Which way, as seen from that node; none where it is no question.
-    pub directions: &'static [Direction],
-    /// Where packets vanish; none where it is no question.
-    pub hops: &'static [Segment],
-}
-
-/// What a finding is about, as seen from the node that shows it.
-#[derive(Clone, Copy, Debug)]
-pub enum Subject {
-    /// The node itself.
-    Node,
-    /// Its NIC.
-    Uplink,
-    /// Its tunnel device.
-    Tunnel,
-    /// Its traffic with another node.
-    Peer(usize),
-}
-
-const OUTBOUND: &[Direction] = &[Direction::Outbound];
-const INBOUND: &[Direction] = &[Direction::Inbound];
-const BOTH: &[Direction] = &[Direction::Both];
-/// Whichever way the first random losses went.
-const EITHER: &[Direction] = &[Direction::Outbound, Direction::Inbound, Direction::Both];
-const NO_DIRECTION: &[Direction] = &[];
-const NO_HOP: &[Segment] = &[];
-
-const fn between(from: Hop, to: Hop) -> Segment {
-    Segment { from, to }
-}
-
-/// Sent by one agent, not received by the other: all that probes alone can tell.
-const ANYWHERE: &[Segment] = &[between(Hop::Sent, Hop::Delivered)];
-/// No way into the tunnel.
-const BEFORE_TUNNEL: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
-/// The kernel refused to send it.
-const BEFORE_LEAVING: &[Segment] = &[between(Hop::Sent, Hop::LeftNic)];
-/// Encapsulated and never sent.
-const BEFORE_NIC: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
-/// It left for another node than the peer.
-const BETWEEN_NICS: &[Segment] = &[between(Hop::LeftNic, Hop::ReachedNic)];
-/// It reached the peer's kernel, which has no tunnel device for it.
-const BEFORE_REMOTE_TUNNEL: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
-
-/// It came out of the peer's tunnel device, which does not take it for its own.
-const AFTER_REMOTE_TUNNEL: &[Segment] = &[between(Hop::Decapsulated, Hop::Delivered)];
-
-/// A finding about a peer.
-const fn says(
-    node: usize,
-    code: Code,
-    peer: usize,
-    directions: &'static [Direction],
-    hops: &'static [Segment],
-) -> Expected {
-    Expected { node, code, subject: Subject::Peer(peer), directions, hops }
-}
-
-/// A finding about the node or one of its devices.
-const fn says_itself(node: usize, code: Code, subject: Subject) -> Expected {
-    Expected { node, code, subject, directions: NO_DIRECTION, hops: NO_HOP }
-}
-
-/// The peer reports that what it sends through the tunnel does not come back.
-const fn hears_nothing(node: usize, peer: usize) -> Expected {
-    says(node, Code::EncapsulationLost, peer, INBOUND, ANYWHERE)
-}
-
 /// All faults, family by family.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [underlay::FAULTS, tunnel::FAULTS, tables::FAULTS, quiet::FAULTS, combined::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        underlay::FAULTS,
+        firewall::FAULTS,
+        tunnel::FAULTS,
+        tables::FAULTS,
+        host::FAULTS,
+        quiet::FAULTS,
+        combined::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The faults whose name is `pattern`, else those whose name contains it.
@@ -218,45 +148,6 @@ impl Fault {
     /// When the cluster has fewer nodes than the fault needs.
     pub fn wanted(&self, cluster: &Cluster) -> Result<Vec<Wanted>> {
         self.expected.iter().map(|expected| expected.wanted(cluster)).collect()
-    }
-}
-
-impl Expected {
-    fn wanted(&self, cluster: &Cluster) -> Result<Wanted> {
-        let about = match self.subject {
-            Subject::Node => About::Node,
-            Subject::Uplink => About::Device("eth0".to_owned()),
-            Subject::Tunnel => About::Device(cluster.shape.device().to_owned()),
-            Subject::Peer(peer) => About::Peer(cluster.node(peer)?.underlay().into()),
-        };
-        Ok(Wanted {
-            node: self.node,
-            code: self.code,
-            about,
-            directions: self.directions.to_vec(),
-            hops: self.hops.to_vec(),
-        })
-    }
-}
-
-impl fmt::Display for Expected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node-{} says {}", self.node + 1, self.code.slug())?;
-        match self.subject {
-            Subject::Node => Ok(()),
-            Subject::Uplink => f.write_str(" of its NIC"),
-            Subject::Tunnel => f.write_str(" of its tunnel device"),
-            Subject::Peer(peer) => write!(f, " of node-{}", peer + 1),
-        }?;
-        if !self.directions.is_empty() {
-            let directions: Vec<_> = self.directions.iter().map(|d| d.slug()).collect();
-            write!(f, ", {}", directions.join(" or "))?;
-        }
-        if !self.hops.is_empty() {
-            let hops: Vec<_> = self.hops.iter().map(|h| format!("{}→{}", h.from, h.to)).collect();
-            write!(f, ", {}", hops.join(" or "))?;
-        }
-        Ok(())
     }
 }
 

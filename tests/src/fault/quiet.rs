@@ -7,8 +7,9 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use overlaywatch_core::catalog::Code;
 
+use super::expected::{NO_DIRECTION, NO_HOP, says};
 use super::underlay::{middle_passes, set_port};
-use super::{A, B, C, Fault, HARD, Limits, NO_DIRECTION, NO_HOP, PLAIN, addresses, says};
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, addresses};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
 use crate::interrupt;

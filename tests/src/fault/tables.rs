@@ -3,10 +3,12 @@
 
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::ladder::Segment;
 
-use super::{
-    A, B, BEFORE_TUNNEL, BETWEEN_NICS, C, Expected, Fault, OUTBOUND, PLAIN, hears_nothing, ip, says,
+use super::expected::{
+    ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, WIRE, misses, says,
 };
+use super::{A, B, C, Fault, PLAIN, ip};
 use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
@@ -21,7 +23,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: program_a,
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &cannot_send(Code::FdbMissing),
+        expected: &cannot_send(Code::FdbMissing, ENCAPSULATION),
         unlike: &[Code::StaleVtepMac, Code::VtepNeighbourMissing, Code::FdbMisdirected],
         ..PLAIN
     },
@@ -32,7 +34,10 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: program_a,
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &[says(A, Code::FdbMisdirected, B, OUTBOUND, BETWEEN_NICS), hears_nothing(B, A)],
+        expected: &[
+            says(A, Code::FdbMisdirected, B, OUTBOUND, WIRE),
+            says(B, Code::EncapsulationLost, A, INBOUND, WIRE),
+        ],
         unlike: &[Code::FdbMissing, Code::StaleVtepMac],
         ..PLAIN
     },
@@ -46,7 +51,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: program_a,
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &cannot_send(Code::VtepNeighbourMissing),
+        expected: &cannot_send(Code::VtepNeighbourMissing, LOCAL_STACK),
         unlike: &[Code::FdbMissing],
         ..PLAIN
     },
@@ -60,7 +65,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: program_a,
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &cannot_send(Code::RouteMissing),
+        expected: &cannot_send(Code::RouteMissing, LOCAL_STACK),
         unlike: &[Code::RouteBypassesTunnel, Code::RouteBlackhole],
         ..PLAIN
     },
@@ -77,7 +82,7 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &cannot_send(Code::RouteBlackhole),
+        expected: &cannot_send(Code::RouteBlackhole, LOCAL_STACK),
         unlike: &[Code::RouteMissing],
         ..PLAIN
     },
@@ -94,15 +99,16 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         breaks: FROM_A_TO_B,
         spares: OTHERS,
-        expected: &cannot_send(Code::RouteBypassesTunnel),
+        expected: &cannot_send(Code::RouteBypassesTunnel, LOCAL_STACK),
         unlike: &[Code::RouteBlackhole, Code::RouteMissing],
         ..PLAIN
     },
 ];
 
-/// A's tables say why; B only learns that A's answers do not arrive.
-const fn cannot_send(code: Code) -> [Expected; 2] {
-    [says(A, code, B, OUTBOUND, BEFORE_TUNNEL), hears_nothing(B, A)]
+/// A's tables say why; B only learns that A's answers do not arrive, and where
+/// they ended.
+const fn cannot_send(code: Code, hops: &'static [Segment]) -> [Expected; 2] {
+    [says(A, code, B, OUTBOUND, hops), misses(B, A, hops)]
 }
 
 fn lose_forwarding_entry(cluster: &mut Cluster) -> Result<()> {

@@ -1,14 +1,18 @@
 //! Faults of tunnel devices.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use overlaywatch_core::catalog::Code;
 
-use super::{
-    A, AFTER_REMOTE_TUNNEL, ANYWHERE, B, BEFORE_REMOTE_TUNNEL, BOTH, C, Expected, Fault, OUTBOUND,
-    PLAIN, Subject, hears_nothing, ip, says, says_itself,
+use super::expected::{
+    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUTBOUND, Subject, WIRE, misses, says,
+    says_itself,
 };
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
+use crate::interrupt;
+use crate::ipip::IpipSender;
 use crate::topology::Cluster;
 use crate::traffic::{Path, full_pods, nodes, pods};
 
@@ -17,6 +21,9 @@ const FORMER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 199);
 
 /// What udev gives a device at boot where MACAddressPolicy= is not `none`.
 const NEW_MAC: &str = "0e:42:00:00:01:02";
+
+/// How soon a kernel answers the first packet of a protocol that it does not know.
+const REFUSES_WITHIN: Duration = Duration::from_secs(5);
 
 const AROUND_B: &[Path] = &[pods(A, B), pods(B, A), pods(C, B)];
 const BESIDE_B: &[Path] = &[pods(A, C), pods(C, A), nodes(A, B)];
@@ -38,8 +45,8 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: BESIDE_B,
         expected: &[
             says_itself(B, Code::TunnelDown, Subject::Tunnel),
-            says(A, Code::RemoteTunnelDown, B, BOTH, BEFORE_REMOTE_TUNNEL),
-            says(C, Code::RemoteTunnelDown, B, BOTH, BEFORE_REMOTE_TUNNEL),
+            says(A, Code::RemoteTunnelDown, B, BOTH, DECAPSULATION),
+            says(C, Code::RemoteTunnelDown, B, BOTH, DECAPSULATION),
         ],
         unlike: &[Code::TunnelMissing],
         ..PLAIN
@@ -79,24 +86,24 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says_itself(B, Code::TunnelMissing, Subject::Tunnel),
             // B has nothing to send through: only one direction can be told.
-            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
+            says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
         ],
         unlike: &[Code::TunnelDown],
         ..PLAIN
     },
     Fault {
-        name: "vtep-mac-changed",
+        name: "stale-vtep-mac",
         about: "one node's tunnel device was made anew with a MAC that the others were not told",
         inject: |cluster| cluster.remake_tunnel(B, |vtep| vtep.mac = NEW_MAC.to_owned()),
         heal: remake_b,
         breaks: &[pods(A, B), pods(C, B)],
         spares: &[pods(A, C), nodes(A, B)],
         expected: &[
-            says(A, Code::StaleVtepMac, B, OUTBOUND, AFTER_REMOTE_TUNNEL),
-            says(C, Code::StaleVtepMac, B, OUTBOUND, AFTER_REMOTE_TUNNEL),
-            hears_nothing(B, A),
-            hears_nothing(B, C),
+            says(A, Code::StaleVtepMac, B, OUTBOUND, DELIVERY),
+            says(C, Code::StaleVtepMac, B, OUTBOUND, DELIVERY),
+            misses(B, A, DELIVERY),
+            misses(B, C, DELIVERY),
         ],
         unlike: &[Code::FdbMissing, Code::FdbMisdirected],
         ..PLAIN
@@ -110,20 +117,9 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
         expected: &[
             says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
-            says(A, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE),
-            says(C, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE),
+            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
         ],
-        ..PLAIN
-    },
-    Fault {
-        name: "forwarding-off",
-        about: "one node's kernel forwards no packets any more",
-        inject: |cluster| forward(cluster, "0"),
-        heal: |cluster| forward(cluster, "1"),
-        breaks: &[pods(A, B), pods(B, A)],
-        spares: &[pods(A, C), nodes(A, B)],
-        expected: &[says_itself(B, Code::ForwardingOff, Subject::Node)],
-        unlike: &[Code::RouteMissing],
         ..PLAIN
     },
     Fault {
@@ -135,9 +131,47 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(B, A), pods(B, C), nodes(A, B)],
         expected: &[
             says_itself(A, Code::VtepLocalAddressWrong, Subject::Tunnel),
-            hears_nothing(B, A),
-            hears_nothing(C, A),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
         ],
+        ..PLAIN
+    },
+    Fault {
+        name: "metadata-tunnel-without-bpf",
+        about: "one node's tunnel device wants each packet's tunnel from metadata that nobody sets",
+        inject: |cluster| cluster.remake_external(A),
+        heal: |cluster| cluster.remake_tunnel(A, |_| {}),
+        breaks: &[pods(A, B), pods(A, C)],
+        // What comes in finds the device by the port alone.
+        spares: &[pods(B, C), nodes(A, B)],
+        expected: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
+        ],
+        unlike: &[Code::VniMismatch, Code::FdbMissing],
+        ..PLAIN
+    },
+    Fault {
+        name: "module-missing-ipip",
+        about: "one node sends IPIP to another whose kernel has no module for it",
+        inject: |cluster| {
+            let sender = IpipSender::start(cluster, A, B)?;
+            let refused = interrupt::wait_until(REFUSES_WITHIN, || Ok(sender.is_refused()))?;
+            cluster.strays.push(sender);
+            ensure!(refused, "nobody refuses IPIP: is the module ipip loaded?");
+            Ok(())
+        },
+        heal: |cluster| {
+            cluster.strays.clear();
+            Ok(())
+        },
+        spares: &[pods(A, B), pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION)],
+        unlike: &[Code::RemoteTunnelDown, Code::EncapsulationLost],
+        // A kernel sends an ICMP error a second: three make a verdict.
+        limits: Limits { detect: Duration::from_secs(15), ..HARD },
         ..PLAIN
     },
 ];
@@ -145,17 +179,11 @@ pub(super) const FAULTS: &[Fault] = &[
 /// Each pair of which B is one end disagrees.
 const fn mismatch(code: Code) -> [Expected; 4] {
     [
-        says(A, code, B, BOTH, BEFORE_REMOTE_TUNNEL),
-        says(C, code, B, BOTH, BEFORE_REMOTE_TUNNEL),
-        says(B, code, A, BOTH, BEFORE_REMOTE_TUNNEL),
-        says(B, code, C, BOTH, BEFORE_REMOTE_TUNNEL),
+        says(A, code, B, BOTH, DECAPSULATION),
+        says(C, code, B, BOTH, DECAPSULATION),
+        says(B, code, A, BOTH, DECAPSULATION),
+        says(B, code, C, BOTH, DECAPSULATION),
     ]
-}
-
-fn forward(cluster: &Cluster, value: &str) -> Result<()> {
-    cluster.node(B)?.netns.enter(|| {
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", value).context("cannot set ip_forward")
-    })
 }
 
 /// Changes the outer source address of A's tunnel device in place.

@@ -1,17 +1,18 @@
-//! Faults between the nodes and at their edges: what a firewall, a switch or a
-//! cable does.
+//! Faults between the nodes: what a firewall in the middle, a switch or a cable
+//! does.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::{
-    A, ANYWHERE, B, BEFORE_LEAVING, BEFORE_NIC, BOTH, C, EITHER, Fault, GRAY, HARD, INBOUND,
-    Limits, Loss, NO_DIRECTION, NO_HOP, OUTBOUND, PLAIN, Subject, addresses, hears_nothing, says,
+use super::expected::{
+    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, says,
     says_itself,
 };
+use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
 use crate::filter::{self, Drops, Place};
+use crate::interrupt;
 use crate::topology::Cluster;
 use crate::traffic::{full_pods, nodes, pods};
 
@@ -28,10 +29,10 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A)],
         spares: &[nodes(A, B), nodes(B, A), pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
-            says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
+            says(A, Code::EncapsulationLost, B, BOTH, WIRE),
+            says(B, Code::EncapsulationLost, A, BOTH, WIRE),
         ],
-        unlike: &[Code::LocalOutputDrop, Code::RemoteTunnelDown],
+        unlike: &[Code::LocalOutputDrop, Code::RemoteTunnelDown, Code::UnexplainedLoss],
         ..PLAIN
     },
     Fault {
@@ -41,36 +42,9 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: middle_passes,
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), nodes(A, B)],
-        expected: &[says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE), hears_nothing(B, A)],
-        ..PLAIN
-    },
-    Fault {
-        name: "remote-input-drop",
-        about: "a node's firewall drops VXLAN in its input",
-        inject: |cluster| drop_on(cluster, B, Place::Input),
-        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
-        breaks: &[pods(A, B), pods(C, B)],
-        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
         expected: &[
-            says(A, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, ANYWHERE),
-            hears_nothing(B, A),
-            hears_nothing(B, C),
-        ],
-        ..PLAIN
-    },
-    Fault {
-        name: "local-output-drop",
-        about: "a node's firewall drops VXLAN in its output",
-        inject: |cluster| drop_on(cluster, A, Place::Output),
-        heal: |cluster| filter::pass(&cluster.node(A)?.netns, Place::Output),
-        breaks: &[pods(A, B), pods(A, C)],
-        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
-        expected: &[
-            says(A, Code::LocalOutputDrop, B, OUTBOUND, BEFORE_NIC),
-            says(A, Code::LocalOutputDrop, C, OUTBOUND, BEFORE_NIC),
-            hears_nothing(B, A),
-            hears_nothing(C, A),
+            says(A, Code::EncapsulationLost, B, OUTBOUND, WIRE),
+            says(B, Code::EncapsulationLost, A, INBOUND, WIRE),
         ],
         ..PLAIN
     },
@@ -82,8 +56,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[full_pods(A, B), full_pods(B, A)],
         spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
         expected: &[
-            says(A, Code::MtuBlackhole, B, BOTH, ANYWHERE),
-            says(B, Code::MtuBlackhole, A, BOTH, ANYWHERE),
+            says(A, Code::MtuBlackhole, B, BOTH, WIRE),
+            says(B, Code::MtuBlackhole, A, BOTH, WIRE),
         ],
         unlike: &[Code::TunnelMtuTooLarge, Code::EncapsulationLost],
         ..PLAIN
@@ -96,7 +70,28 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[full_pods(A, B)],
         spares: &[pods(A, B), full_pods(B, A), full_pods(A, C)],
         // B's full-sized probes pass, and so do A's replies, which are short.
-        expected: &[says(A, Code::MtuBlackhole, B, OUTBOUND, ANYWHERE)],
+        expected: &[says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE)],
+        ..PLAIN
+    },
+    Fault {
+        name: "outer-fragments-dropped",
+        about: "a node cuts long VXLAN packets in two, and the path drops fragments",
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let fragments =
+                Drops { from: Some(a), to: Some(b), fragments: true, ..Drops::default() };
+            filter::drop(&cluster.switch, Place::Middle, &[fragments])?;
+            ip(cluster, A, &format!("route add {b}/32 dev eth0 mtu {PATH_MTU}"))
+        },
+        heal: |cluster| {
+            let (_, b) = addresses(cluster, A, B)?;
+            ip(cluster, A, &format!("route del {b}/32 dev eth0"))?;
+            middle_passes(cluster)
+        },
+        breaks: &[full_pods(A, B)],
+        spares: &[pods(A, B), full_pods(B, A), full_pods(A, C), nodes(A, B)],
+        expected: &[says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE)],
+        unlike: &[Code::TunnelMtuTooLarge, Code::EncapsulationLost],
         ..PLAIN
     },
     Fault {
@@ -117,8 +112,8 @@ pub(super) const FAULTS: &[Fault] = &[
         loss: Loss::Partial,
         spares: &[pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::UnderlayLoss, B, EITHER, ANYWHERE),
-            says(B, Code::UnderlayLoss, A, EITHER, ANYWHERE),
+            says(A, Code::UnderlayLoss, B, EITHER, WIRE),
+            says(B, Code::UnderlayLoss, A, EITHER, WIRE),
         ],
         unlike: &[Code::PeerUnreachable],
         limits: GRAY,
@@ -143,8 +138,8 @@ pub(super) const FAULTS: &[Fault] = &[
         loss: Loss::Partial,
         spares: &[nodes(A, B), pods(B, A)],
         expected: &[
-            says(A, Code::OverlayLoss, B, OUTBOUND, ANYWHERE),
-            says(B, Code::OverlayLoss, A, INBOUND, ANYWHERE),
+            says(A, Code::OverlayLoss, B, OUTBOUND, WIRE),
+            says(B, Code::OverlayLoss, A, INBOUND, WIRE),
         ],
         unlike: &[Code::UnderlayLoss],
         limits: GRAY,
@@ -200,7 +195,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), pods(A, C), pods(C, B)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, OUTBOUND, BEFORE_LEAVING),
+            says(A, Code::PeerUnreachable, B, OUTBOUND, SENDING),
             says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),
         ],
         unlike: &[Code::RouteBlackhole, Code::NodeIsolated],
@@ -242,33 +237,43 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "comes-and-goes",
-        about: "the VXLAN port between two nodes is blocked, opened and blocked again",
-        inject: |cluster| {
-            for _ in 0..2 {
-                block_tunnel(cluster, true)?;
-                crate::interrupt::sleep(PHASE)?;
-                middle_passes(cluster)?;
-                crate::interrupt::sleep(PHASE)?;
-            }
-            block_tunnel(cluster, true)
-        },
-        heal: middle_passes,
-        breaks: &[pods(A, B), pods(B, A)],
-        loss: Loss::Partial,
-        spares: &[nodes(A, B), pods(A, C)],
-        expected: &[
-            says(A, Code::EncapsulationLost, B, BOTH, ANYWHERE),
-            says(B, Code::EncapsulationLost, A, BOTH, ANYWHERE),
-        ],
-        // A pair that has a verdict is given no bursts: eight steady losses, one
-        // a second, tell that the fault is back.
-        limits: Limits { settle: Duration::from_secs(15), ..HARD },
-        ..PLAIN
+        about: "the VXLAN port between two nodes is blocked for 7 s of 14, twice, and for good",
+        inject: |cluster| come_and_go(cluster, Duration::from_secs(7)),
+        ..COMES_AND_GOES
+    },
+    Fault {
+        name: "comes-and-goes-slow",
+        about: "the VXLAN port between two nodes is blocked for 20 s of 40, twice, and for good",
+        inject: |cluster| come_and_go(cluster, Duration::from_secs(20)),
+        ..COMES_AND_GOES
     },
 ];
 
-/// How long a fault that comes and goes stays in each state.
-const PHASE: Duration = Duration::from_secs(7);
+const COMES_AND_GOES: Fault = Fault {
+    heal: middle_passes,
+    breaks: &[pods(A, B), pods(B, A)],
+    loss: Loss::Partial,
+    spares: &[nodes(A, B), pods(A, C)],
+    expected: &[
+        says(A, Code::EncapsulationLost, B, BOTH, WIRE),
+        says(B, Code::EncapsulationLost, A, BOTH, WIRE),
+    ],
+    // A pair that has a verdict is given no bursts: eight steady losses, one
+    // a second, tell that the fault is back.
+    limits: Limits { settle: Duration::from_secs(15), ..HARD },
+    ..PLAIN
+};
+
+/// Two full periods, and then the fault is there for good.
+fn come_and_go(cluster: &mut Cluster, phase: Duration) -> Result<()> {
+    for _ in 0..2 {
+        block_tunnel(cluster, true)?;
+        interrupt::sleep(phase)?;
+        middle_passes(cluster)?;
+        interrupt::sleep(phase)?;
+    }
+    block_tunnel(cluster, true)
+}
 
 /// Drops the encapsulation from A to B, and back.
 pub(super) fn block_tunnel(cluster: &mut Cluster, both_ways: bool) -> Result<()> {
@@ -306,11 +311,6 @@ pub(super) fn middle_passes(cluster: &mut Cluster) -> Result<()> {
 fn blackhole(cluster: &Cluster, verb: &str) -> Result<()> {
     let (_, b) = addresses(cluster, A, B)?;
     cluster.node(A)?.netns.ip(&format!("route {verb} blackhole {b}/32\n"))
-}
-
-fn drop_on(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
-    let drops = Drops { udp_to: Some(cluster.shape.port()), ..Drops::default() };
-    filter::drop(&cluster.node(node)?.netns, place, &[drops])
 }
 
 /// Sets a node's port on the switch `up` or `down`.

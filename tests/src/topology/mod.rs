@@ -19,6 +19,7 @@ pub use shape::{Shape, Vtep};
 
 use crate::agent::{Agent, Launch};
 use crate::identity;
+use crate::ipip::IpipSender;
 use crate::netns::Netns;
 
 /// The fewest and the most nodes of a cluster.
@@ -39,6 +40,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// The namespace of the underlay bridge.
     pub switch: Netns,
+    /// Packets that a fault sends for as long as it lasts.
+    pub(crate) strays: Vec<IpipSender>,
     /// How to run agents; none while the nodes run without.
     pub(crate) agents: Option<Launch>,
     directory: RunDirectory,
@@ -95,7 +98,7 @@ impl Cluster {
                 name,
             });
         }
-        let cluster = Self { shape, nodes, switch, agents: None, directory };
+        let cluster = Self { shape, nodes, switch, strays: Vec::new(), agents: None, directory };
         cluster.on_every_node(|node| cluster.wire(node))?;
         let ports: String =
             cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();
@@ -121,10 +124,8 @@ impl Cluster {
         node.netns.ip(&self.shape.device_lines(&node.vtep(self.shape)))?;
         node.netns.ip(&self.shape.pod_side_lines(node))?;
         node.pod.ip(&self.shape.pod_lines(node))?;
-        for line in self.shape.proxies(node) {
-            node.netns.enter(|| {
-                std::fs::write(&line, "1").with_context(|| format!("cannot write {line}"))
-            })?;
+        for switch in self.shape.proxies(node) {
+            node.netns.set(&switch, "1")?;
         }
         self.program(node.index)
     }
@@ -174,6 +175,19 @@ impl Cluster {
         self.node(node)?
             .netns
             .bridge(&format!("fdb replace {mac} dev {device} dst {third} self permanent\n"))
+    }
+
+    /// Makes `node`'s tunnel device anew as one that takes each packet's tunnel
+    /// from metadata, with all that goes through it: what is left of a CNI
+    /// plugin whose BPF programs are gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remake_external(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        node.netns.ip(&format!("link del {}\n", self.shape.device()))?;
+        node.netns.ip(&self.shape.external_lines(&node.vtep(self.shape)))?;
+        self.program(node.index)
     }
 
     /// Makes `node`'s tunnel device anew, as `change` wants it, with all that

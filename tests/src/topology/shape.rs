@@ -114,11 +114,21 @@ impl Shape {
 
     /// Makes the tunnel device.
     pub(super) fn device_lines(self, vtep: &Vtep) -> String {
+        self.lines_of(&format!("id {}", vtep.vni), vtep)
+    }
+
+    /// Makes a tunnel device that takes the network identifier and the peer of
+    /// each packet from its metadata.
+    pub(super) fn external_lines(self, vtep: &Vtep) -> String {
+        self.lines_of("external", vtep)
+    }
+
+    fn lines_of(self, network: &str, vtep: &Vtep) -> String {
         let (device, mtu) = (self.device(), self.mtu());
-        let Vtep { vni, port, local, address, mac } = vtep;
+        let Vtep { vni: _, port, local, address, mac } = vtep;
         format!(
             "link add {device} address {mac} mtu {mtu} \
-             type vxlan id {vni} local {local} dev eth0 dstport {port} nolearning\n\
+             type vxlan {network} local {local} dev eth0 dstport {port} nolearning\n\
              addr add {address}/32 dev {device}\n\
              link set {device} up\n"
         )
@@ -151,13 +161,13 @@ impl Shape {
         }
     }
 
-    /// Switches of the node to be set to 1, as paths.
+    /// Switches of the node to be set to 1, as paths under /proc/sys/net.
     pub(super) fn proxies(self, node: &Node) -> Vec<String> {
         match self {
             Self::Flannel => Vec::new(),
             Self::CalicoVxlan => {
                 let device = pod_device(self, node);
-                vec![format!("/proc/sys/net/ipv4/conf/{device}/proxy_arp")]
+                vec![format!("ipv4/conf/{device}/proxy_arp")]
             }
         }
     }

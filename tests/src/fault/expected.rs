@@ -1,0 +1,132 @@
+//! What nodes must say of a fault: findings, with their place on the ladder.
+
+use std::fmt;
+
+use anyhow::Result;
+use overlaywatch_core::catalog::Code;
+use overlaywatch_core::finding::Direction;
+use overlaywatch_core::ladder::{Hop, Segment};
+
+use crate::judge::{About, Wanted};
+use crate::topology::Cluster;
+
+/// One finding that one node must show.
+///
+/// Several directions or hops stand for "one of these": where chance or time
+/// decides which is seen first.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Who says it.
+    pub node: usize,
+    /// What.
+    pub code: Code,
+    /// About what.
+    pub subject: Subject,
+    /// Which way, as seen from that node; none where it is no question.
+    pub directions: &'static [Direction],
+    /// Where packets vanish; none where it is no question.
+    pub hops: &'static [Segment],
+}
+
+/// What a finding is about, as seen from the node that shows it.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject {
+    /// The node itself.
+    Node,
+    /// Its NIC.
+    Uplink,
+    /// Its tunnel device.
+    Tunnel,
+    /// Its traffic with another node.
+    Peer(usize),
+}
+
+pub(super) const OUTBOUND: &[Direction] = &[Direction::Outbound];
+pub(super) const INBOUND: &[Direction] = &[Direction::Inbound];
+/// At least out.
+pub(super) const OUT_OR_BOTH: &[Direction] = &[Direction::Outbound, Direction::Both];
+pub(super) const BOTH: &[Direction] = &[Direction::Both];
+/// Whichever way the first random losses went.
+pub(super) const EITHER: &[Direction] = &[Direction::Outbound, Direction::Inbound, Direction::Both];
+pub(super) const NO_DIRECTION: &[Direction] = &[];
+pub(super) const NO_HOP: &[Segment] = &[];
+
+const fn between(from: Hop, to: Hop) -> Segment {
+    Segment { from, to }
+}
+
+/// It never came to the tunnel device.
+pub(super) const LOCAL_STACK: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
+/// It went into the tunnel device, and no outer packet left the NIC.
+pub(super) const ENCAPSULATION: &[Segment] = &[between(Hop::Encapsulated, Hop::LeftNic)];
+/// It left one NIC and did not reach the other, whose node it may not have been meant for.
+pub(super) const WIRE: &[Segment] = &[between(Hop::LeftNic, Hop::ReachedNic)];
+/// The outer packet reached the NIC, and nothing came out of the tunnel device.
+pub(super) const DECAPSULATION: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
+/// It came out of the tunnel device and was not delivered.
+pub(super) const DELIVERY: &[Segment] = &[between(Hop::Decapsulated, Hop::Delivered)];
+/// Without a tunnel: it never left the NIC.
+pub(super) const SENDING: &[Segment] = &[between(Hop::Sent, Hop::LeftNic)];
+
+/// A finding about a peer.
+pub(super) const fn says(
+    node: usize,
+    code: Code,
+    peer: usize,
+    directions: &'static [Direction],
+    hops: &'static [Segment],
+) -> Expected {
+    Expected { node, code, subject: Subject::Peer(peer), directions, hops }
+}
+
+/// A finding about the node or one of its devices.
+pub(super) const fn says_itself(node: usize, code: Code, subject: Subject) -> Expected {
+    Expected { node, code, subject, directions: NO_DIRECTION, hops: NO_HOP }
+}
+
+/// What the peer sends through the tunnel vanishes on one of the two nodes, and
+/// this node, as the victim, knows no more than where. (What vanishes on the
+/// wire between them is lost encapsulation on both.)
+pub(super) const fn misses(node: usize, peer: usize, hops: &'static [Segment]) -> Expected {
+    says(node, Code::UnexplainedLoss, peer, INBOUND, hops)
+}
+
+impl Expected {
+    /// What the judge has to look for, in this cluster's addresses.
+    pub(super) fn wanted(&self, cluster: &Cluster) -> Result<Wanted> {
+        let about = match self.subject {
+            Subject::Node => About::Node,
+            Subject::Uplink => About::Device("eth0".to_owned()),
+            Subject::Tunnel => About::Device(cluster.shape.device().to_owned()),
+            Subject::Peer(peer) => About::Peer(cluster.node(peer)?.underlay().into()),
+        };
+        Ok(Wanted {
+            node: self.node,
+            code: self.code,
+            about,
+            directions: self.directions.to_vec(),
+            hops: self.hops.to_vec(),
+        })
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node-{} says {}", self.node + 1, self.code.slug())?;
+        match self.subject {
+            Subject::Node => Ok(()),
+            Subject::Uplink => f.write_str(" of its NIC"),
+            Subject::Tunnel => f.write_str(" of its tunnel device"),
+            Subject::Peer(peer) => write!(f, " of node-{}", peer + 1),
+        }?;
+        if !self.directions.is_empty() {
+            let directions: Vec<_> = self.directions.iter().map(|d| d.slug()).collect();
+            write!(f, ", {}", directions.join(" or "))?;
+        }
+        if !self.hops.is_empty() {
+            let hops: Vec<_> = self.hops.iter().map(|h| format!("{}→{}", h.from, h.to)).collect();
+            write!(f, ", {}", hops.join(" or "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! What firewalls and classifiers of the nodes themselves drop.
+
+use anyhow::{Context, Result, ensure};
+use overlaywatch_core::catalog::Code;
+
+use super::expected::{
+    DECAPSULATION, DELIVERY, ENCAPSULATION, LOCAL_STACK, OUTBOUND, misses, says,
+};
+use super::{A, B, C, Fault, PLAIN};
+use crate::classifier::{self, Way};
+use crate::filter::{self, Drops, Place};
+use crate::topology::Cluster;
+use crate::traffic::{nodes, pods};
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "remote-input-drop",
+        about: "a node's firewall drops VXLAN in its input",
+        inject: |cluster| drop_all(cluster, B, Place::Input),
+        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+        breaks: &[pods(A, B), pods(C, B)],
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            misses(B, A, DECAPSULATION),
+            misses(B, C, DECAPSULATION),
+        ],
+        unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
+        ..PLAIN
+    },
+    Fault {
+        name: "local-output-drop",
+        about: "a node's firewall drops VXLAN in its output",
+        inject: |cluster| drop_all(cluster, A, Place::Output),
+        heal: |cluster| filter::pass(&cluster.node(A)?.netns, Place::Output),
+        breaks: &[pods(A, B), pods(A, C)],
+        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
+        expected: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
+        ],
+        ..PLAIN
+    },
+    Fault {
+        name: "tc-egress-drop",
+        about: "somebody else's classifier on one node's NIC drops VXLAN on its way out",
+        inject: |cluster| {
+            classifier::drop_udp(&cluster.node(A)?.netns, Way::Egress, cluster.shape.port())
+        },
+        heal: |cluster| classifier::pass(&cluster.node(A)?.netns, Way::Egress),
+        breaks: &[pods(A, B), pods(A, C)],
+        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
+        // A classifier is no wire: what it drops has not left the NIC.
+        expected: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
+        ],
+        unlike: &[Code::EncapsulationLost],
+        ..PLAIN
+    },
+    Fault {
+        name: "tc-ingress-drop",
+        about: "somebody else's classifier on one node's NIC drops VXLAN on its way in",
+        inject: |cluster| {
+            classifier::drop_udp(&cluster.node(B)?.netns, Way::Ingress, cluster.shape.port())
+        },
+        heal: |cluster| classifier::pass(&cluster.node(B)?.netns, Way::Ingress),
+        breaks: &[pods(A, B), pods(C, B)],
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            misses(B, A, DECAPSULATION),
+            misses(B, C, DECAPSULATION),
+        ],
+        unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
+        ..PLAIN
+    },
+    Fault {
+        name: "forward-policy-drop-nft",
+        about: "one node's nftables forward nothing by policy, as Docker sets it",
+        inject: |cluster| filter::forward_nothing(&cluster.node(B)?.netns),
+        heal: |cluster| filter::forward_again(&cluster.node(B)?.netns),
+        ..FORWARD_POLICY
+    },
+    Fault {
+        name: "forward-policy-drop-legacy",
+        about: "one node's legacy iptables forward nothing by policy",
+        inject: |cluster| legacy_policy(cluster, "DROP"),
+        heal: |cluster| legacy_policy(cluster, "ACCEPT"),
+        ..FORWARD_POLICY
+    },
+];
+
+/// Probes are not forwarded: live traffic alone tells, on the node that drops it.
+const FORWARD_POLICY: Fault = Fault {
+    breaks: &[pods(A, B), pods(B, C)],
+    spares: &[nodes(A, B), pods(A, C), pods(C, A)],
+    expected: &[misses(B, A, DELIVERY), says(B, Code::UnexplainedLoss, C, OUTBOUND, LOCAL_STACK)],
+    unlike: &[Code::ForwardingOff, Code::EncapsulationLost],
+    ..PLAIN
+};
+
+/// Drops all of the encapsulation at a place of a node.
+fn drop_all(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
+    let drops = Drops { udp_to: Some(cluster.shape.port()), ..Drops::default() };
+    filter::drop(&cluster.node(node)?.netns, place, &[drops])
+}
+
+fn legacy_policy(cluster: &Cluster, policy: &str) -> Result<()> {
+    let output = cluster
+        .node(B)?
+        .netns
+        .command("iptables-legacy")
+        .args(["-w", "-P", "FORWARD", policy])
+        .output()
+        .context("cannot run iptables-legacy: install iptables")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "iptables-legacy failed: {}", said.trim());
+    Ok(())
+}
