@@ -24,6 +24,8 @@ pub(crate) enum What<'a> {
     Library(&'a str),
     /// By its path, for what is known by no name.
     File(&'a str),
+    /// A package itself, where others bring the same files in older releases.
+    Package(&'a str),
 }
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
@@ -99,7 +101,9 @@ fn missing<'n>(needs: &'n [Need<'n>]) -> Vec<&'n Need<'n>> {
 impl What<'_> {
     fn name(&self) -> &str {
         match self {
-            Self::Program(name) | Self::Library(name) | Self::File(name) => name,
+            Self::Program(name) | Self::Library(name) | Self::File(name) | Self::Package(name) => {
+                name
+            }
         }
     }
 
@@ -107,6 +111,12 @@ impl What<'_> {
         match self {
             Self::Program(name) => exists(name),
             Self::File(path) => Path::new(path).is_file(),
+            Self::Package(name) => shell::output(Command::new("dpkg-query").args([
+                "--show",
+                "--showformat=${db:Status-Status}",
+                name,
+            ]))
+            .is_ok_and(|status| status == "installed"),
             Self::Library(name) => Command::new("pkg-config")
                 .args(["--exists", name])
                 .stdout(Stdio::null())
@@ -213,5 +223,6 @@ mod tests {
     fn names_a_need_that_is_not_met() {
         assert!(!What::Library("no-such-library-anywhere").is_there());
         assert!(!What::File("/no/such/file").is_there());
+        assert!(!What::Package("no-such-package-anywhere").is_there());
     }
 }

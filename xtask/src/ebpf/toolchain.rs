@@ -25,17 +25,17 @@ const USUAL_LLVM: u32 = 22;
 /// Debian's compiler for its browsers, which it keeps new in every release.
 const COMPILER: [Need<'static>; 3] = [
     Need {
-        what: What::File("/usr/bin/rustc"),
+        what: What::Package("rustc-web"),
         package: "rustc-web",
         purpose: "compiles the eBPF programs",
     },
     Need {
-        what: What::File("/usr/bin/cargo"),
+        what: What::Package("cargo-web"),
         package: "cargo-web",
         purpose: "builds the eBPF programs",
     },
     Need {
-        what: What::File("/usr/lib/rustlib/src/rust/library/core/Cargo.toml"),
+        what: What::Package("rust-web-src"),
         package: "rust-web-src",
         purpose: "eBPF programs need libcore built for them",
     },
@@ -234,11 +234,16 @@ impl LlvmNames {
         }
     }
 
-    fn needs(&self) -> [Need<'_>; 4] {
+    fn needs(&self) -> [Need<'_>; 5] {
         let purpose = "the linker of the eBPF programs is built with it";
         [
             Need { what: What::File(&self.config), package: &self.llvm_package, purpose },
             Need { what: What::File(&self.polly), package: &self.polly_package, purpose },
+            Need {
+                what: What::Program("pkg-config"),
+                package: "pkg-config",
+                purpose: "finds the libraries that the linker of the eBPF programs links",
+            },
             Need { what: What::Library("libzstd"), package: "libzstd-dev", purpose },
             Need { what: What::Library("zlib"), package: "zlib1g-dev", purpose },
         ]
