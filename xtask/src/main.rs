@@ -7,6 +7,7 @@ mod background;
 mod bench;
 mod demo;
 mod duration;
+mod ebpf;
 mod interrupt;
 mod lab;
 mod output;
@@ -14,6 +15,7 @@ mod setup;
 mod shell;
 mod tally;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -33,8 +35,10 @@ enum Verb {
     Setup(Install),
     /// Build a mesh in network namespaces, run an agent on each node, and watch
     Demo(demo::Options),
-    /// Check everything: format, lints, tests, licences, and the namespace lab
+    /// Check everything: format, lints, tests, licences, the eBPF object, and the namespace lab
     Test(Install),
+    /// Build the eBPF programs into the object that is committed, or check that it is theirs
+    Ebpf(ebpf::Options),
     /// Inject faults into real overlays and judge the verdicts: list, run, clean, record
     Lab(lab::Options),
     /// Measure against the budgets, and print what was measured
@@ -52,15 +56,28 @@ struct Install {
 impl Install {
     /// Installs what is missing, or refuses to.
     fn setup(self) -> Result<()> {
-        setup::setup(!self.no_install)
+        self.provide(&setup::NEEDS)
     }
+
+    /// Installs what is missing of `needs`, or refuses to.
+    fn provide(self, needs: &[setup::Need<'_>]) -> Result<()> {
+        setup::provide(needs, !self.no_install)
+    }
+}
+
+fn set_up(install: Install) -> Result<()> {
+    install.setup()?;
+    ebpf::set_up(install)?;
+    eprintln!("nothing is missing");
+    Ok(())
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
-        Verb::Setup(install) => install.setup().map(|()| eprintln!("nothing is missing")),
+        Verb::Setup(install) => set_up(install),
         Verb::Demo(options) => demo::demo(&options),
         Verb::Test(install) => test::test(install),
+        Verb::Ebpf(options) => ebpf::ebpf(&options),
         Verb::Lab(options) => lab::lab(&options),
         Verb::Bench(options) => bench::bench(&options),
     };

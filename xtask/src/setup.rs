@@ -10,22 +10,27 @@ use anyhow::{Result, bail};
 
 use crate::shell::{self, root_command};
 
-/// Something that must be there, and the package of Debian 12, 13 and Ubuntu
-/// 24.04 that brings it.
-struct Need {
-    what: What,
-    package: &'static str,
+/// Something that must be there, and the package that brings it.
+pub(crate) struct Need<'a> {
+    pub(crate) what: What<'a>,
+    pub(crate) package: &'a str,
     /// What it is needed for.
-    purpose: &'static str,
+    pub(crate) purpose: &'a str,
 }
 
 /// How a need shows itself.
-enum What {
-    Program(&'static str),
-    Library(&'static str),
+pub(crate) enum What<'a> {
+    Program(&'a str),
+    Library(&'a str),
+    /// By its path, for what is known by no name.
+    File(&'a str),
+    /// A package itself, where others bring the same files in older releases.
+    Package(&'a str),
 }
 
-const NEEDS: [Need; 6] = [
+/// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
+/// Ubuntu 24.04 call it.
+pub(crate) const NEEDS: [Need<'static>; 6] = [
     Need {
         what: What::Program("pkg-config"),
         package: "pkg-config",
@@ -58,16 +63,16 @@ const NEEDS: [Need; 6] = [
     },
 ];
 
-/// Installs what is missing, after saying so; with `install` unset, fails
-/// instead and names what is missing.
-pub(crate) fn setup(install: bool) -> Result<()> {
-    let missing = missing();
+/// Installs what is missing of `needs`, after saying so; with `install` unset,
+/// fails instead and names what is missing.
+pub(crate) fn provide(needs: &[Need<'_>], install: bool) -> Result<()> {
+    let missing = missing(needs);
     if missing.is_empty() {
         return Ok(());
     }
     eprintln!("missing on this system:");
     for need in &missing {
-        eprintln!("  {:<14} {}", need.package, need.purpose);
+        eprintln!("  {:<16} {}", need.package, need.purpose);
     }
     let packages: Vec<_> = missing.iter().map(|need| need.package).collect();
     let remedy = format!("apt-get install {}", packages.join(" "));
@@ -83,7 +88,7 @@ pub(crate) fn setup(install: bool) -> Result<()> {
         );
     }
     install_packages(&packages)?;
-    let still = self::missing();
+    let still = self::missing(needs);
     if let Some(need) = still.first() {
         bail!(
             "{} was installed, yet {} is not found; see: {remedy}",
@@ -94,20 +99,29 @@ pub(crate) fn setup(install: bool) -> Result<()> {
     Ok(())
 }
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !need.what.is_there()).collect()
+fn missing<'n>(needs: &'n [Need<'n>]) -> Vec<&'n Need<'n>> {
+    needs.iter().filter(|need| !need.what.is_there()).collect()
 }
 
-impl What {
-    fn name(&self) -> &'static str {
+impl What<'_> {
+    fn name(&self) -> &str {
         match self {
-            Self::Program(name) | Self::Library(name) => name,
+            Self::Program(name) | Self::Library(name) | Self::File(name) | Self::Package(name) => {
+                name
+            }
         }
     }
 
     fn is_there(&self) -> bool {
         match self {
             Self::Program(name) => exists(name),
+            Self::File(path) => Path::new(path).is_file(),
+            Self::Package(name) => shell::output(Command::new("dpkg-query").args([
+                "--show",
+                "--showformat=${db:Status-Status}",
+                name,
+            ]))
+            .is_ok_and(|status| status == "installed"),
             Self::Library(name) => Command::new("pkg-config")
                 .args(["--exists", name])
                 .stdout(Stdio::null())
@@ -213,5 +227,7 @@ mod tests {
     #[test]
     fn names_a_need_that_is_not_met() {
         assert!(!What::Library("no-such-library-anywhere").is_there());
+        assert!(!What::File("/no/such/file").is_there());
+        assert!(!What::Package("no-such-package-anywhere").is_there());
     }
 }

@@ -2,7 +2,6 @@
 //! the lab last, so that nothing else is at work while it times verdicts.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,8 @@ use anyhow::{Context, Result, bail};
 use crate::background::Background;
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
-use crate::{Install, interrupt, lab};
-
-/// The release of cargo-deny that checks licences: the newest that the
-/// workspace's rust-version compiles.
-const CARGO_DENY: &str = "0.20.2";
+use crate::tools::Tool;
+use crate::{Install, ebpf, interrupt, lab};
 
 /// A part of the run.
 struct Stage {
@@ -23,18 +19,22 @@ struct Stage {
     run: fn(&mut Beside) -> Result<Report>,
 }
 
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     Stage { name: "fmt", run: fmt },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tests", run: tests },
     Stage { name: "deny", run: deny },
+    Stage { name: "ebpf", run: run_ebpf },
     Stage { name: "lab", run: run_lab },
 ];
 
 /// What later stages need and what is made while earlier ones run: those wait
 /// for events much of the time, and would leave the machine idle.
 struct Beside {
+    install: Install,
     deny: Option<Background>,
+    /// Fails where no compiler for the programs can be had; the stage says so.
+    linker: Result<Option<Background>>,
     lab: Option<Background>,
 }
 
@@ -56,7 +56,9 @@ pub(crate) fn test(install: Install) -> Result<()> {
     interrupt::install()?;
     install.setup()?;
     let mut beside = Beside {
-        deny: start_deny_install()?,
+        install,
+        deny: start(Tool::cargo_deny()?.install().as_ref())?,
+        linker: ebpf::linker_install(install).and_then(|command| start(command.as_ref())),
         lab: Some(Background::start(&lab::build_command())?),
     };
     let mut table = Vec::new();
@@ -119,12 +121,12 @@ fn tests(_: &mut Beside) -> Result<Report> {
 /// repository that a machine with package registries only cannot fetch.
 fn deny(beside: &mut Beside) -> Result<Report> {
     if let Some(install) = beside.deny.take() {
-        println!("waiting until cargo-deny {CARGO_DENY} is installed");
+        println!("waiting until cargo-deny is installed");
         install.wait()?;
     }
     println!("advisories are not checked here: `cargo deny check advisories` does, with network");
     check(
-        Command::new(deny_program()?).current_dir(root()).args([
+        Command::new(Tool::cargo_deny()?.program()).current_dir(root()).args([
             "--all-features",
             "check",
             "bans",
@@ -135,27 +137,19 @@ fn deny(beside: &mut Beside) -> Result<Report> {
     )
 }
 
-/// Starts to install cargo-deny in the target folder, unless it is there.
-fn start_deny_install() -> Result<Option<Background>> {
-    let installed = shell::output(Command::new(deny_program()?).arg("--version"));
-    if installed.unwrap_or_default().trim() == format!("cargo-deny {CARGO_DENY}") {
-        return Ok(None);
+/// Starts to install a tool, unless it is there.
+fn start(install: Option<&Command>) -> Result<Option<Background>> {
+    install.map(Background::start).transpose()
+}
+
+/// Whether the committed object was built from the committed programs.
+fn run_ebpf(beside: &mut Beside) -> Result<Report> {
+    if let Some(install) = std::mem::replace(&mut beside.linker, Ok(None))? {
+        println!("waiting until the linker of the programs is installed");
+        install.wait()?;
     }
-    let mut install = cargo();
-    install
-        .args(["install", "cargo-deny", "--quiet", "--locked", "--force"])
-        .args(["--version", CARGO_DENY, "--root"])
-        .arg(tools()?);
-    Background::start(&install).map(Some)
-}
-
-fn deny_program() -> Result<PathBuf> {
-    Ok(tools()?.join("bin/cargo-deny"))
-}
-
-/// Where programs are installed that only this project's checks use.
-fn tools() -> Result<PathBuf> {
-    Ok(shell::target()?.join("tools"))
+    ebpf::check(beside.install)?;
+    Ok(Report { tally: Tally::one(true), ..Report::default() })
 }
 
 fn run_lab(beside: &mut Beside) -> Result<Report> {
