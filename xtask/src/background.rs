@@ -22,6 +22,12 @@ impl Background {
         let name = shell::line(command);
         let mut nice = Command::new("nice");
         nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => nice.env(name, value),
+                None => nice.env_remove(name),
+            };
+        }
         if let Some(folder) = command.get_current_dir() {
             nice.current_dir(folder);
         }
@@ -62,6 +68,14 @@ mod tests {
         assert!(Background::start(&Command::new("true")).unwrap().wait().is_ok());
         let error = Background::start(&Command::new("false")).unwrap().wait().unwrap_err();
         assert!(error.to_string().contains("false"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_goes_along() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "test \"$NAME\" = value && test -z \"$PWD_WAS\""]);
+        command.env("NAME", "value").env_remove("PWD_WAS");
+        assert!(Background::start(&command).unwrap().wait().is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod background;
 mod bench;
 mod demo;
 mod duration;
+mod fuzz;
 mod interrupt;
 mod lab;
 mod output;
@@ -33,10 +34,12 @@ enum Verb {
     Setup(Install),
     /// Build a mesh in network namespaces, run an agent on each node, and watch
     Demo(demo::Options),
-    /// Check everything: format, lints, tests, licences, and the namespace lab
+    /// Check everything: format, lints, tests, licences, fuzzing, and the namespace lab
     Test(Install),
     /// Inject faults into real overlays and judge the verdicts: list, run, clean, record
     Lab(lab::Options),
+    /// Feed made-up input to whatever reads packets, kernel messages and files
+    Fuzz(fuzz::Options),
     /// Measure against the budgets, and print what was measured
     Bench(bench::Options),
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::demo(&options),
         Verb::Test(install) => test::test(install),
         Verb::Lab(options) => lab::lab(&options),
+        Verb::Fuzz(options) => fuzz::fuzz(&options),
         Verb::Bench(options) => bench::bench(&options),
     };
     match outcome {

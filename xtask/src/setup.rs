@@ -25,7 +25,12 @@ enum What {
     Library(&'static str),
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
+    Need {
+        what: What::Program("c++"),
+        package: "g++",
+        purpose: "builds libFuzzer, which the fuzz targets link",
+    },
     Need {
         what: What::Program("pkg-config"),
         package: "pkg-config",

@@ -11,11 +11,13 @@ use anyhow::{Context, Result, bail};
 use crate::background::Background;
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
-use crate::{Install, interrupt, lab};
+use crate::{Install, fuzz, interrupt, lab};
 
 /// The release of cargo-deny that checks licences: the newest that the
 /// workspace's rust-version compiles.
 const CARGO_DENY: &str = "0.20.2";
+/// How long each fuzz target runs: enough to find what is plainly wrong.
+const FUZZ_SECONDS: u64 = 3;
 
 /// A part of the run.
 struct Stage {
@@ -23,11 +25,12 @@ struct Stage {
     run: fn(&mut Beside) -> Result<Report>,
 }
 
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     Stage { name: "fmt", run: fmt },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tests", run: tests },
     Stage { name: "deny", run: deny },
+    Stage { name: "fuzz", run: run_fuzz },
     Stage { name: "lab", run: run_lab },
 ];
 
@@ -35,6 +38,7 @@ const STAGES: [Stage; 5] = [
 /// for events much of the time, and would leave the machine idle.
 struct Beside {
     deny: Option<Background>,
+    fuzz: Option<Background>,
     lab: Option<Background>,
 }
 
@@ -57,6 +61,7 @@ pub(crate) fn test(install: Install) -> Result<()> {
     install.setup()?;
     let mut beside = Beside {
         deny: start_deny_install()?,
+        fuzz: Some(Background::start(&fuzz::build_command()?)?),
         lab: Some(Background::start(&lab::build_command())?),
     };
     let mut table = Vec::new();
@@ -88,7 +93,15 @@ pub(crate) fn test(install: Install) -> Result<()> {
 
 fn fmt(_: &mut Beside) -> Result<Report> {
     component("fmt", "rustfmt")?;
-    check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")
+    let report = check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")?;
+    if report.failure.is_some() {
+        return Ok(report);
+    }
+    // A workspace of its own; see its Cargo.toml.
+    check(
+        cargo().args(["fmt", "--manifest-path", "agent/fuzz/Cargo.toml", "--check"]),
+        "run `cargo fmt --manifest-path agent/fuzz/Cargo.toml`",
+    )
 }
 
 fn clippy(_: &mut Beside) -> Result<Report> {
@@ -156,6 +169,14 @@ fn deny_program() -> Result<PathBuf> {
 /// Where programs are installed that only this project's checks use.
 fn tools() -> Result<PathBuf> {
     Ok(shell::target()?.join("tools"))
+}
+
+fn run_fuzz(beside: &mut Beside) -> Result<Report> {
+    if let Some(build) = beside.fuzz.take() {
+        println!("waiting until the fuzz targets are built");
+        build.wait()?;
+    }
+    follow(&mut fuzz::command(FUZZ_SECONDS)?)
 }
 
 fn run_lab(beside: &mut Beside) -> Result<Report> {
