@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod duration;
 mod ebpf;
+mod fuzz;
 mod interrupt;
 mod lab;
 mod output;
@@ -35,12 +36,14 @@ enum Verb {
     Setup(Install),
     /// Build a mesh in network namespaces, run an agent on each node, and watch
     Demo(demo::Options),
-    /// Check everything: format, lints, tests, licences, the eBPF object, and the namespace lab
+    /// Check everything: format, lints, tests, licences, the eBPF object, fuzzing, and the lab
     Test(Install),
     /// Build the eBPF programs into the object that is committed, or check that it is theirs
     Ebpf(ebpf::Options),
     /// Inject faults into real overlays and judge the verdicts: list, run, clean, record
     Lab(lab::Options),
+    /// Feed made-up input to whatever reads packets, kernel messages and files
+    Fuzz(fuzz::Options),
     /// Measure against the budgets, and print what was measured
     Bench(bench::Options),
 }
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Test(install) => test::test(install),
         Verb::Ebpf(options) => ebpf::ebpf(&options),
         Verb::Lab(options) => lab::lab(&options),
+        Verb::Fuzz(options) => fuzz::fuzz(&options),
         Verb::Bench(options) => bench::bench(&options),
     };
     match outcome {

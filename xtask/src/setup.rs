@@ -30,7 +30,12 @@ pub(crate) enum What<'a> {
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
 /// Ubuntu 24.04 call it.
-pub(crate) const NEEDS: [Need<'static>; 6] = [
+pub(crate) const NEEDS: [Need<'static>; 7] = [
+    Need {
+        what: What::Program("c++"),
+        package: "g++",
+        purpose: "builds libFuzzer, which the fuzz targets link",
+    },
     Need {
         what: What::Program("pkg-config"),
         package: "pkg-config",

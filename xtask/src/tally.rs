@@ -19,7 +19,7 @@ impl Tally {
 
     /// What a closing line says: Cargo's test harness writes `test result: ok.
     /// 12 passed; 0 failed; 0 ignored; ...`, the lab `12 of 12 faults judged
-    /// rightly`. Any other line is none.
+    /// rightly`, fuzzing `12 of 12 fuzz targets found nothing`. Any other line is none.
     pub(crate) fn from_closing_line(line: &str) -> Option<Self> {
         let line = line.trim();
         if let Some(rest) = line.strip_prefix("test result: ") {
@@ -28,7 +28,10 @@ impl Tally {
             let failed = counts.next()?.strip_suffix(" failed")?.parse().ok()?;
             return Some(Self { passed, failed });
         }
-        let (passed, all) = line.strip_suffix(" faults judged rightly")?.split_once(" of ")?;
+        let counts = line
+            .strip_suffix(" faults judged rightly")
+            .or_else(|| line.strip_suffix(" fuzz targets found nothing"))?;
+        let (passed, all) = counts.split_once(" of ")?;
         let passed: u64 = passed.parse().ok()?;
         let all: u64 = all.parse().ok()?;
         Some(Self { passed, failed: all.checked_sub(passed)? })
@@ -58,6 +61,8 @@ mod tests {
         assert_eq!(Tally::from_closing_line(cargo), Some(Tally { passed: 12, failed: 1 }));
         let lab = "19 of 20 faults judged rightly\n";
         assert_eq!(Tally::from_closing_line(lab), Some(Tally { passed: 19, failed: 1 }));
+        let fuzz = "12 of 13 fuzz targets found nothing\n";
+        assert_eq!(Tally::from_closing_line(fuzz), Some(Tally { passed: 12, failed: 1 }));
     }
 
     #[test]

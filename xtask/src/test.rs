@@ -11,7 +11,10 @@ use crate::background::Background;
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
 use crate::tools::Tool;
-use crate::{Install, ebpf, interrupt, lab};
+use crate::{Install, ebpf, fuzz, interrupt, lab};
+
+/// How long each fuzz target runs: enough to find what is plainly wrong.
+const FUZZ_SECONDS: u64 = 3;
 
 /// A part of the run.
 struct Stage {
@@ -19,12 +22,13 @@ struct Stage {
     run: fn(&mut Beside) -> Result<Report>,
 }
 
-const STAGES: [Stage; 6] = [
+const STAGES: [Stage; 7] = [
     Stage { name: "fmt", run: fmt },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tests", run: tests },
     Stage { name: "deny", run: deny },
     Stage { name: "ebpf", run: run_ebpf },
+    Stage { name: "fuzz", run: run_fuzz },
     Stage { name: "lab", run: run_lab },
 ];
 
@@ -35,6 +39,7 @@ struct Beside {
     deny: Option<Background>,
     /// Fails where no compiler for the programs can be had; the stage says so.
     linker: Result<Option<Background>>,
+    fuzz: Option<Background>,
     lab: Option<Background>,
 }
 
@@ -59,6 +64,7 @@ pub(crate) fn test(install: Install) -> Result<()> {
         install,
         deny: start(Tool::cargo_deny()?.install().as_ref())?,
         linker: ebpf::linker_install(install).and_then(|command| start(command.as_ref())),
+        fuzz: Some(Background::start(&fuzz::build_command()?)?),
         lab: Some(Background::start(&lab::build_command())?),
     };
     let mut table = Vec::new();
@@ -90,7 +96,15 @@ pub(crate) fn test(install: Install) -> Result<()> {
 
 fn fmt(_: &mut Beside) -> Result<Report> {
     component("fmt", "rustfmt")?;
-    check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")
+    let report = check(cargo().args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")?;
+    if report.failure.is_some() {
+        return Ok(report);
+    }
+    // A workspace of its own; see its Cargo.toml.
+    check(
+        cargo().args(["fmt", "--manifest-path", "agent/fuzz/Cargo.toml", "--check"]),
+        "run `cargo fmt --manifest-path agent/fuzz/Cargo.toml`",
+    )
 }
 
 fn clippy(_: &mut Beside) -> Result<Report> {
@@ -150,6 +164,14 @@ fn run_ebpf(beside: &mut Beside) -> Result<Report> {
     }
     ebpf::check(beside.install)?;
     Ok(Report { tally: Tally::one(true), ..Report::default() })
+}
+
+fn run_fuzz(beside: &mut Beside) -> Result<Report> {
+    if let Some(build) = beside.fuzz.take() {
+        println!("waiting until the fuzz targets are built");
+        build.wait()?;
+    }
+    follow(&mut fuzz::command(FUZZ_SECONDS)?)
 }
 
 fn run_lab(beside: &mut Beside) -> Result<Report> {

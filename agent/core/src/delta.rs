@@ -1,6 +1,6 @@
 //! Two observations a few seconds apart: what moved between them.
 
-use crate::model::IfIndex;
+use crate::model::{IfIndex, LinkCounters};
 use crate::snapshot::Snapshot;
 
 /// The present observation beside an earlier one of the same agent.
@@ -30,10 +30,10 @@ impl Delta<'_> {
         let before = &self.before?.links.seen()?.get(&index)?.counters;
         // Tunnels count a refusal of the layers below as dropped or as an
         // error, never as both (iptunnel_xmit_stats, include/net/ip_tunnels.h).
+        let lost = |counters: &LinkCounters| counters.tx_dropped.saturating_add(counters.tx_errors);
         Some(Moved {
             tx_packets: now.tx_packets.checked_sub(before.tx_packets)?,
-            tx_lost: (now.tx_dropped + now.tx_errors)
-                .checked_sub(before.tx_dropped + before.tx_errors)?,
+            tx_lost: lost(now).checked_sub(lost(before))?,
         })
     }
 }

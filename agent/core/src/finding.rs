@@ -262,7 +262,7 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost { stream, outbound, inbound, undetermined, of, seconds } => {
-                let lost = outbound + inbound + undetermined;
+                let lost = outbound.saturating_add(*inbound).saturating_add(*undetermined);
                 write!(f, "{lost} of {of} {stream} probes lost in {seconds} s")?;
                 match (outbound, inbound) {
                     (0, 0) => Ok(()),

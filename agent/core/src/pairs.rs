@@ -29,16 +29,16 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// All losses.
+    /// All losses. A recording or an answer may say anything, so sums stop at their type's end.
     #[must_use]
     pub const fn lost(&self) -> u32 {
-        self.lost_outbound + self.lost_inbound + self.lost_undetermined
+        self.lost_outbound.saturating_add(self.lost_inbound).saturating_add(self.lost_undetermined)
     }
 
     /// Answered and lost ones.
     #[must_use]
     pub const fn decided(&self) -> u32 {
-        self.answered + self.lost()
+        self.answered.saturating_add(self.lost())
     }
 }
 
@@ -126,7 +126,7 @@ impl Run {
     /// How many.
     #[must_use]
     pub const fn lost(&self) -> u32 {
-        self.outbound + self.inbound + self.undetermined
+        self.outbound.saturating_add(self.inbound).saturating_add(self.undetermined)
     }
 
     /// Nanoseconds between the first and the last.

@@ -24,6 +24,7 @@ use overlaywatch_core::diagnose::{Active, replay};
 use overlaywatch_core::finding::Subject;
 use overlaywatch_core::policy::Policy;
 use overlaywatch_core::snapshot::Snapshot;
+use serde_json::Value;
 
 fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
@@ -102,4 +103,52 @@ fn every_code_has_a_case_that_raises_it_and_one_that_must_not() {
     };
     assert_eq!(without(&raised), Vec::<&str>::new(), "codes that no case raises");
     assert_eq!(without(&denied), Vec::<&str>::new(), "codes that no case denies");
+}
+
+/// Gives every number under `key` (of any key, where none is named) the value
+/// `limit`, and notes the keys that have numbers.
+fn set(value: &mut Value, under: &str, key: Option<&str>, limit: u64, keys: &mut BTreeSet<String>) {
+    match value {
+        Value::Number(number) => {
+            keys.insert(under.to_owned());
+            if key.is_none_or(|key| key == under) {
+                *number = limit.into();
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(|one| set(one, under, key, limit, keys)),
+        Value::Object(map) => {
+            map.iter_mut().for_each(|(name, one)| set(one, name, key, limit, keys));
+        }
+        _ => {}
+    }
+}
+
+/// A recording may say anything, and so may a peer: sums must not overflow,
+/// which in a test is a panic.
+#[test]
+fn numbers_at_their_limits_are_survived() {
+    let mut judged = 0;
+    for case in cases() {
+        let text = fs::read_to_string(case.join("now.json")).unwrap();
+        let original: Value = serde_json::from_str(&text).unwrap();
+        let before = snapshot(&case, "before.json");
+        let mut keys = BTreeSet::new();
+        set(&mut original.clone(), "", Some(""), 0, &mut keys);
+        for key in keys.iter().map(|key| Some(key.as_str())).chain([None]) {
+            // Each type's own limit; the larger ones it refuses.
+            for limit in [u64::MAX, u64::from(u32::MAX), u64::from(u16::MAX), u64::from(u8::MAX)] {
+                let mut changed = original.clone();
+                set(&mut changed, "", key, limit, &mut BTreeSet::new());
+                let Ok(now) = serde_json::from_value::<Snapshot>(changed) else { continue };
+                for before in [Some(&before), Some(&now), None] {
+                    let diagnosis = replay(before, &now, &Policy::default());
+                    let evidence = diagnosis.findings.iter().flat_map(|f| &f.finding.evidence);
+                    evidence.for_each(|evidence| drop(evidence.to_string()));
+                    judged += 1;
+                }
+                break;
+            }
+        }
+    }
+    assert!(judged > 1_000, "only {judged} recordings could be read");
 }

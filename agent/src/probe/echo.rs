@@ -4,6 +4,9 @@
 //! The echo's data are the epoch (8 bytes), the whole sequence number (4; the
 //! ICMP header has room for its lower half only) and the time of sending (8),
 //! all of which the peer's kernel sends back.
+//!
+//! How a message is read and written is public for fuzzing; nobody outside the
+//! prober has a use for it.
 
 use std::io;
 
@@ -31,7 +34,7 @@ pub(super) struct Echo {
 
 /// How its messages look.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Form {
+pub struct Form {
     v6: bool,
     /// Set for a raw socket, which hears the replies to everybody's echoes;
     /// for a ping socket the kernel chooses the identifier and matches it.
@@ -41,9 +44,11 @@ pub(super) struct Form {
 
 /// An echo reply to this prober.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct EchoReply {
-    pub(super) seq: u32,
-    pub(super) sent_at: u64,
+pub struct EchoReply {
+    /// The whole sequence number.
+    pub seq: u32,
+    /// When the request was sent, nanoseconds of the monotonic clock.
+    pub sent_at: u64,
 }
 
 impl Echo {
@@ -53,13 +58,11 @@ impl Echo {
         let v6 = domain == Domain::IPV6;
         let protocol = if v6 { Protocol::ICMPV6 } else { Protocol::ICMPV4 };
         let echo = match Socket::new(domain, Type::DGRAM, protocol) {
-            Ok(socket) => Self { socket, form: Form { v6, raw_id: None, epoch } },
+            Ok(socket) => Self { socket, form: Form::new(v6, false, epoch) },
             Err(_) => {
                 let socket = Socket::new(domain, Type::RAW, protocol)?;
                 hear_replies_only(&socket, v6)?;
-                let [.., high, low] = epoch.to_be_bytes();
-                let raw_id = Some(u16::from_be_bytes([high, low]));
-                Self { socket, form: Form { v6, raw_id, epoch } }
+                Self { socket, form: Form::new(v6, true, epoch) }
             }
         };
         echo.socket.keep_errors(domain)?;
@@ -82,8 +85,16 @@ fn hear_replies_only(socket: &Socket, v6: bool) -> io::Result<()> {
 }
 
 impl Form {
+    /// Of a `raw` socket or a ping socket; the run's epoch tells its echoes
+    /// from those of others.
+    #[must_use]
+    pub fn new(v6: bool, raw: bool, epoch: u64) -> Self {
+        let [.., high, low] = epoch.to_be_bytes();
+        Self { v6, raw_id: raw.then_some(u16::from_be_bytes([high, low])), epoch }
+    }
+
     /// Writes an echo request with at least `data_bytes` of data.
-    pub(super) fn write(self, seq: u32, sent_at: u64, data_bytes: usize, out: &mut Vec<u8>) {
+    pub fn write(self, seq: u32, sent_at: u64, data_bytes: usize, out: &mut Vec<u8>) {
         let [.., high, low] = seq.to_be_bytes();
         let kind = if self.v6 { ECHO_V6 } else { ECHO_V4 };
         let [id_high, id_low] = self.raw_id.unwrap_or(0).to_be_bytes();
@@ -101,7 +112,8 @@ impl Form {
     }
 
     /// Reads a packet; none unless it answers an echo of this prober.
-    pub(super) fn read(self, packet: &[u8]) -> Option<EchoReply> {
+    #[must_use]
+    pub fn read(self, packet: &[u8]) -> Option<EchoReply> {
         let message = if self.raw_id.is_some() && !self.v6 {
             // A raw IPv4 socket delivers the IP header too.
             let words = packet.first()? & 0x0f;

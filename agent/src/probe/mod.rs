@@ -9,7 +9,7 @@
 
 mod agenda;
 mod alarm;
-mod echo;
+pub mod echo;
 mod journal;
 mod prober;
 mod responder;

@@ -190,7 +190,7 @@ fn refusal(view: &StreamView) -> Option<(SendError, u32)> {
             error,
             SendError::NoRoute | SendError::Prohibited | SendError::Blackhole | SendError::Filtered
         );
-        is_local && count * 2 >= view.recent.lost_outbound
+        is_local && count.saturating_mul(2) >= view.recent.lost_outbound
     })
 }
 
@@ -279,7 +279,7 @@ fn refused_by_device(context: &Context<'_>, leads: &PeerTunnel) -> Option<(u64, 
             lost += u64::from(view.recent.lost_outbound);
         }
     }
-    let accounts_for_all = refused >= 3 && refused * 10 >= lost * 7;
+    let accounts_for_all = refused >= 3 && refused.saturating_mul(10) >= lost.saturating_mul(7);
     match losing {
         1 if accounts_for_all => Some((refused, Confidence::High)),
         _ if accounts_for_all && losing == peers => Some((refused, Confidence::Low)),
@@ -348,8 +348,8 @@ fn dead(
 fn direction(view: &StreamView) -> Option<Direction> {
     match (view.run.outbound, view.run.inbound) {
         (0, 0) => None,
-        (out, back) if out * 4 < back => Some(Direction::Inbound),
-        (out, back) if back * 4 < out && view.unseen_inbound < SPARSE_DEAD_RUN => {
+        (out, back) if out.saturating_mul(4) < back => Some(Direction::Inbound),
+        (out, back) if back.saturating_mul(4) < out && view.unseen_inbound < SPARSE_DEAD_RUN => {
             Some(Direction::Outbound)
         }
         _ => Some(Direction::Both),

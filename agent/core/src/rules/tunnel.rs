@@ -68,7 +68,7 @@ fn own(context: &Context<'_>, tunnel: &Tunnel, verdicts: &mut Verdicts) {
     if let Some(underlay) = underlay_of(context, tunnel) {
         let outer_is_v6 = tunnel.local.is_some_and(|local| local.is_ipv6());
         let overhead = tunnel.encapsulation.overhead_bytes(outer_is_v6);
-        if tunnel.mtu + overhead > underlay.mtu {
+        if tunnel.mtu.saturating_add(overhead) > underlay.mtu {
             verdicts.add(on_device(
                 Code::TunnelMtuTooLarge,
                 tunnel,

@@ -57,7 +57,7 @@ fn attempt<T, E: Display>(
 ) -> Result<Option<Vec<T>>, SourceError> {
     let failed = |source| SourceError::io(request.what, source);
     let socket = open(request).map_err(failed)?;
-    let mut collected = Collected { all: Vec::new(), interrupted: false };
+    let mut collected = Collected::new();
     loop {
         let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
         if collected.digest(request, datagram, translate)? {
@@ -67,15 +67,21 @@ fn attempt<T, E: Display>(
 }
 
 /// What a dump has given so far.
-struct Collected<T> {
-    all: Vec<T>,
+#[derive(Debug)]
+pub(super) struct Collected<T> {
+    pub(super) all: Vec<T>,
     /// The kernel saw the table change meanwhile.
     interrupted: bool,
 }
 
 impl<T> Collected<T> {
+    /// Nothing yet.
+    pub(super) const fn new() -> Self {
+        Self { all: Vec::new(), interrupted: false }
+    }
+
     /// Takes in one datagram; whether it was the last.
-    fn digest<E: Display>(
+    pub(super) fn digest<E: Display>(
         &mut self,
         request: Request,
         datagram: &[u8],
@@ -98,10 +104,12 @@ impl<T> Collected<T> {
                     return Ok(true);
                 }
                 // A dump answers RTM_GET... with RTM_NEW..., two numbers below.
-                kind if kind + 2 == request.kind => match translate(message.payload) {
-                    Ok(item) => self.all.extend(item),
-                    Err(error) => return Err(malformed(&error)),
-                },
+                kind if request.kind.checked_sub(2) == Some(kind) => {
+                    match translate(message.payload) {
+                        Ok(item) => self.all.extend(item),
+                        Err(error) => return Err(malformed(&error)),
+                    }
+                }
                 _ => {}
             }
         }
@@ -180,7 +188,7 @@ mod tests {
     }
 
     fn digest(messages: &[Vec<u8>]) -> Result<(bool, bool, usize), SourceError> {
-        let mut collected = Collected { all: Vec::new(), interrupted: false };
+        let mut collected = Collected::new();
         let take = |payload: &[u8]| Ok::<_, String>(Some(payload.len()));
         let done = collected.digest(LINKS, &messages.concat(), &take)?;
         Ok((done, collected.interrupted, collected.all.len()))
@@ -196,6 +204,13 @@ mod tests {
             let error = digest(&[link.clone(), message(last, 0, -libc::EACCES)]).unwrap_err();
             assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Denied, "{error}");
         }
+    }
+
+    #[test]
+    fn messages_of_other_types_are_passed_over_to_the_last_type() {
+        let link = message(libc::RTM_NEWLINK, 0, 0);
+        let others = [message(libc::RTM_NEWADDR, 0, 0), message(u16::MAX, 0, 0)];
+        assert_eq!(digest(&[&others[..], &[link]].concat()).unwrap(), (false, false, 1));
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl<F: Feed> Follower<F> {
 }
 
 /// Notes what one event says.
-fn take<F: Feed>(
+pub(super) fn take<F: Feed>(
     feed: &mut F,
     pending: &mut BTreeMap<F::Key, Option<F::Value>>,
     message: Message<'_>,

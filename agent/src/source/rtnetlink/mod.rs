@@ -14,6 +14,7 @@
 //! (`netlink-packet-core`) and what addresses, rules, neighbours and tunnel
 //! attributes mean (`netlink-packet-route`).
 
+pub mod datagram;
 mod dump;
 mod events;
 mod feed;

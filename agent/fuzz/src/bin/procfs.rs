@@ -1,0 +1,16 @@
+//! The files of /proc that have a format of their own.
+#![no_main]
+
+use overlaywatch::source::procfs::translate;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    // The reader refuses what is not UTF-8 before any of these.
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = translate::counters(text);
+    let _ = translate::softnet(text);
+    let _ = translate::modules(text);
+});
+
+libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    overlaywatch_fuzz::mutate_text(data, size, max_size, seed)
+});
