@@ -12,7 +12,7 @@ use crate::model::{Encapsulation, IfIndex, PeerId};
 use crate::probing::Stream;
 
 /// How far back "lately" reaches: the age that makes a count growth, seconds.
-pub const LATELY_SECONDS: u64 = 10;
+pub const LATELY_SECONDS: u64 = 5;
 
 /// Everything that was counted up to one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

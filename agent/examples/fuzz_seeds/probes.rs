@@ -5,9 +5,10 @@ use overlaywatch::probe::echo::Form;
 use overlaywatch::probe::wire::{
     LEAST_REQUEST_BYTES, Request, Status, encode_reply, encode_request,
 };
-use overlaywatch_core::ladder::Window;
+use overlaywatch_core::kernel::DropSite;
+use overlaywatch_core::ladder::{Climb, HopWindows, Window};
 use overlaywatch_core::model::{Encapsulation, Mac};
-use overlaywatch_core::probing::{OwnStatus, Stream, TunnelAdvert};
+use overlaywatch_core::probing::{OwnStatus, ProbeDrop, Stream, TunnelAdvert};
 
 use crate::Seeds;
 
@@ -26,14 +27,35 @@ fn wire() -> Result<()> {
     let own = OwnStatus { node: Some("node-b".parse()?), tunnels: adverts() };
     let window = Window { highest: 9, mask: 0x1fd, count: 8 };
     let windows = [(Stream::Underlay, window), (small, window)];
+    let seen = HopWindows {
+        encapsulated: Some(window),
+        left_nic: None,
+        reached_nic: Some(window),
+        decapsulated: Some(Window::default()),
+    };
+    let climbs =
+        [(small, Climb { requests: seen, replies: seen, nic_ms: 9_000, tunnel_ms: 1_000 })];
+    let site = DropSite {
+        reason: Some("VXLAN_VNI_NOT_FOUND".to_owned()),
+        function: Some("vxlan_rcv".to_owned()),
+        device: Some("eth0".to_owned()),
+    };
+    let drops = [ProbeDrop { stream: small, reply: true, packets: 3, site }];
     let mut packet = Vec::new();
     for stream in [Stream::Underlay, small, Stream::Full(Encapsulation::Ipip)] {
         let is_underlay = stream == Stream::Underlay;
         let sent = if is_underlay { vec![(Stream::Underlay, 9), (small, 7)] } else { Vec::new() };
-        let request = Request { stream, seq: 10, epoch: EPOCH, sent_at: 1_000, sent };
+        let asks_hops = is_underlay;
+        let request = Request { stream, seq: 10, epoch: EPOCH, sent_at: 1_000, sent, asks_hops };
         encode_request(&request, LEAST_REQUEST_BYTES, &mut packet);
         seeds.add("request", &packet)?;
-        let status = is_underlay.then_some(Status { epoch: 2, windows: &windows, own: &own });
+        let status = is_underlay.then_some(Status {
+            epoch: 2,
+            windows: &windows,
+            own: &own,
+            climbs: &climbs,
+            drops: &drops,
+        });
         encode_reply(&request, 48_000, 8, status, 512, &mut packet);
         seeds.add("reply", &packet)?;
     }

@@ -83,10 +83,10 @@ pub(super) fn replay(target: &str, input: &Path) -> Result<Command> {
 
 /// How many inputs were tried.
 fn inputs(said: &str) -> u64 {
-    let counts = said.lines().filter_map(|line| {
+    let mut counts = said.lines().filter_map(|line| {
         line.strip_prefix("stat::number_of_executed_units:")?.trim().parse().ok()
     });
-    counts.last().unwrap_or(0)
+    counts.next_back().unwrap_or(0)
 }
 
 /// Where the input of a finding was written.

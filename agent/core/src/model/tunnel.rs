@@ -195,7 +195,8 @@ pub fn tunnels(links: &BTreeMap<IfIndex, Link>, addresses: &[Address]) -> Vec<Tu
             match &link.kind {
                 LinkKind::Vxlan(vxlan) => Some(Tunnel {
                     encapsulation: Encapsulation::Vxlan(vxlan.port),
-                    vni: Some(vxlan.vni),
+                    // A device whose key comes from outside has none of its own.
+                    vni: (!vxlan.collect_metadata).then_some(vxlan.vni),
                     local: vxlan.local,
                     mac: link.mac,
                     underlay: vxlan.underlay,

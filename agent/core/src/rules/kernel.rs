@@ -4,7 +4,7 @@
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
-use crate::kernel::{DropForm, DropSite, KernelCounts, PacketDrop};
+use crate::kernel::{DropForm, KernelCounts, PacketDrop};
 use crate::ladder::{Hop, Segment};
 use crate::model::{Peer, PeerId, PeerTunnel};
 use crate::pairs::StreamView;
@@ -110,8 +110,9 @@ fn dropped(
     let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
     let (direction, hop) = if !outbound {
         (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
-    } else if is_of_tunnel(&worst.site, &leads.device) {
-        (Direction::Outbound, Segment { from: Hop::Encapsulated, to: Hop::LeftNic })
+    } else if worst.site.device.as_ref() == Some(&leads.device) {
+        // On its way to the tunnel device, or taken by it already.
+        (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::LeftNic })
     } else {
         (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
     };
@@ -127,12 +128,6 @@ fn dropped(
         // The node may be told to drop it: a rule that reads its tables can say.
         confidence: Confidence::Low,
     })
-}
-
-/// Whether the tunnel device itself dropped an outgoing packet, which it had
-/// taken by then; netfilter has its say before the device does.
-fn is_of_tunnel(site: &DropSite, device: &str) -> bool {
-    site.device.as_deref() == Some(device) && site.reason.as_deref() != Some("NETFILTER_DROP")
 }
 
 /// Adds to each finding about a pair what was counted of its losses: where they
@@ -151,14 +146,8 @@ pub(super) fn testify(context: &Context<'_>, verdicts: &mut Verdicts) {
             continue;
         }
         finding.evidence.extend(places(view));
-        let here = context.now.kernel.seen().into_iter().flat_map(|counts| &counts.drops);
-        let here = here.filter(|drop| drop.peer == Some(id) && drop.lately > 0);
-        let here = here.filter(|drop| drop.probe.is_some_and(|(of, _)| of == stream));
-        let here = here.map(|drop| (true, &drop.site, drop.lately));
-        let status = pair.status.iter().filter(|_| context.is_told_lately(pair));
-        let there = status.flat_map(|(_, status)| &status.drops);
-        let there = there.filter(|drop| drop.stream == stream);
-        let there = there.map(|drop| (false, &drop.site, u64::from(drop.packets)));
+        let here = context.dropped_here(id, stream).map(|(site, _, n)| (true, site, n));
+        let there = context.dropped_there(pair, stream).map(|(site, _, n)| (false, site, n));
         let mut dropped: Vec<_> = here.chain(there).collect();
         dropped.sort_by_key(|&(_, _, packets)| std::cmp::Reverse(packets));
         finding.evidence.extend(dropped.into_iter().take(MOST_SITES).map(

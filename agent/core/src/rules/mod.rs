@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::catalog::Code;
 use crate::delta::Delta;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
+use crate::kernel::DropSite;
 use crate::ladder::{Hop, Segment};
 use crate::model::{
     FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route, RouteTable,
@@ -153,6 +154,72 @@ impl Context<'_> {
     /// Whether what the peer said of itself is of now.
     fn is_told_lately(&self, pair: &PairView) -> bool {
         pair.status.as_ref().is_some_and(|(heard, _)| self.at().since(*heard) <= FRESH_NS)
+    }
+
+    /// Probes of a stream that this node's kernel dropped lately: where and why,
+    /// whether they were replies, how many.
+    fn dropped_here(
+        &self,
+        peer: PeerId,
+        stream: Stream,
+    ) -> impl Iterator<Item = (&DropSite, bool, u64)> {
+        let drops = self.now.kernel.seen().into_iter().flat_map(|counts| &counts.drops);
+        drops.filter(move |drop| drop.peer == Some(peer) && drop.lately > 0).filter_map(
+            move |drop| match drop.probe {
+                Some((of, is_reply)) if of == stream => Some((&drop.site, is_reply, drop.lately)),
+                _ => None,
+            },
+        )
+    }
+
+    /// The same of the peer's kernel, as it last said.
+    fn dropped_there<'b>(
+        &self,
+        pair: &'b PairView,
+        stream: Stream,
+    ) -> impl Iterator<Item = (&'b DropSite, bool, u64)> {
+        let status = pair.status.iter().filter(|_| self.is_told_lately(pair));
+        let drops = status.flat_map(|(_, status)| &status.drops);
+        drops
+            .filter(move |drop| drop.stream == stream)
+            .map(|drop| (&drop.site, drop.reply, u64::from(drop.packets)))
+    }
+
+    /// Where most of a stream's losses in one direction vanished. What the hops
+    /// counted, and what a kernel on either side said that it dropped: a packet
+    /// that its own node dropped did not leave, although a program on the NIC saw
+    /// it, and one that the other node dropped had reached it, although no
+    /// program did.
+    fn place(&self, peer: &Peer, stream: Stream, direction: Direction) -> Option<Segment> {
+        let pair = self.pair(peer)?;
+        let view = pair.streams.get(&stream)?;
+        let counted = view.place(direction)?;
+        if counted != (Segment { from: Hop::LeftNic, to: Hop::ReachedNic }) {
+            return Some(counted);
+        }
+        let replies = direction == Direction::Inbound;
+        let sum = |drops: &mut dyn Iterator<Item = (&DropSite, bool, u64)>| -> u64 {
+            drops.filter(|(_, is_reply, _)| *is_reply == replies).map(|(_, _, n)| n).sum()
+        };
+        let here = sum(&mut self.dropped_here(peer.id, stream));
+        let there = sum(&mut self.dropped_there(pair, stream));
+        let (sender, receiver) = if replies { (there, here) } else { (here, there) };
+        let enough = |packets: u64| packets * 2 >= u64::from(view.recent.lost()).max(1);
+        Some(if enough(sender) {
+            let from = match stream.encapsulation() {
+                Some(_) => Hop::Encapsulated,
+                None => Hop::Sent,
+            };
+            Segment { from, to: Hop::LeftNic }
+        } else if enough(receiver) {
+            let to = match stream.encapsulation() {
+                Some(_) => Hop::Decapsulated,
+                None => Hop::Delivered,
+            };
+            Segment { from: Hop::ReachedNic, to }
+        } else {
+            counted
+        })
     }
 
     fn is_peer(&self, id: PeerId) -> bool {

@@ -5,7 +5,7 @@ use crate::catalog::Code;
 use crate::fact::Fact;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
-use crate::model::{Encapsulation, Peer, PeerTunnel};
+use crate::model::{Peer, PeerTunnel};
 use crate::pairs::{DEAD_RUN, Run, StreamView};
 use crate::probing::{SendError, Stream};
 use crate::statistics::at_most;
@@ -45,7 +45,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             continue;
         }
         if gray(underlay) {
-            verdicts.add(loss(Code::UnderlayLoss, peer, None, underlay, Stream::Underlay));
+            verdicts.add(loss(context, Code::UnderlayLoss, peer, underlay, Stream::Underlay));
         }
         if context.answered_lately(underlay) || underlay.run.lost() == 0 {
             for leads in &peer.tunnels {
@@ -225,7 +225,7 @@ fn overlay(
         let rate = f64::from(small.minute.lost()) / f64::from(small.minute.decided().max(1));
         if at_most(underlay.minute.lost(), underlay.minute.decided(), rate) < OVERLAY_ONLY {
             let stream = Stream::Small(encapsulation);
-            verdicts.add(loss(Code::OverlayLoss, peer, Some(encapsulation), small, stream));
+            verdicts.add(loss(context, Code::OverlayLoss, peer, small, stream));
         }
     }
     if let Some(full) = context.stream(peer, Stream::Full(encapsulation))
@@ -234,9 +234,10 @@ fn overlay(
         && small.last_answer.is_some_and(|at| at > full.run.first.plus(SECOND / 2))
     {
         let mut finding =
-            loss(Code::MtuBlackhole, peer, Some(encapsulation), full, Stream::Full(encapsulation));
+            loss(context, Code::MtuBlackhole, peer, full, Stream::Full(encapsulation));
         finding.direction = direction(full);
-        finding.hop = finding.direction.map(|direction| place(full, direction));
+        finding.hop =
+            finding.direction.map(|way| place(context, peer, Stream::Full(encapsulation), way));
         finding.evidence = vec![lost(Stream::Full(encapsulation), full)];
         finding.evidence.push(Evidence::Answered {
             stream: Stream::Small(encapsulation),
@@ -309,7 +310,9 @@ fn dead(
         Some(SendError::Filtered) => Code::LocalOutputDrop,
         Some(SendError::NoRoute) => Code::RouteMissing,
         Some(_) => Code::RouteBlackhole,
-        None => match direction(small).zip(direction(small).and_then(|way| small.place(way))) {
+        None => match direction(small)
+            .and_then(|way| Some((way, context.place(peer, stream, way)?)))
+        {
             Some((direction, segment)) => {
                 hop = Some(segment);
                 code_of(segment, direction)
@@ -357,8 +360,9 @@ fn direction(view: &StreamView) -> Option<Direction> {
 }
 
 /// Where the losses of one direction vanished; the whole way where nobody counts.
-fn place(view: &StreamView, direction: Direction) -> Segment {
-    view.place(direction).unwrap_or(Segment { from: Hop::Sent, to: Hop::Delivered })
+fn place(context: &Context<'_>, peer: &Peer, stream: Stream, direction: Direction) -> Segment {
+    let whole = Segment { from: Hop::Sent, to: Hop::Delivered };
+    context.place(peer, stream, direction).unwrap_or(whole)
 }
 
 /// What a counted place means, where no rule knows more.
@@ -374,12 +378,13 @@ fn code_of(segment: Segment, direction: Direction) -> Code {
 }
 
 fn loss(
+    context: &Context<'_>,
     code: Code,
     peer: &Peer,
-    encapsulation: Option<Encapsulation>,
     view: &StreamView,
     stream: Stream,
 ) -> Finding {
+    let encapsulation = stream.encapsulation();
     let direction = match (view.gray_outbound, view.gray_inbound) {
         (true, true) => Some(Direction::Both),
         (true, false) => Some(Direction::Outbound),
@@ -390,7 +395,7 @@ fn loss(
         code,
         subject: Subject::Pair { peer: peer.id, encapsulation },
         direction,
-        hop: direction.map(|direction| place(view, direction)),
+        hop: direction.map(|direction| place(context, peer, stream, direction)),
         evidence: vec![lost_at_times(stream, view)],
         confidence: Confidence::High,
     }

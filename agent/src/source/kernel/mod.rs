@@ -47,8 +47,11 @@ use crate::clock;
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks between two readings of the drops.
 const DROPS_EVERY: u32 = 2;
-/// Ticks between two readings of the traffic: one entry a peer and way.
-const TRAFFIC_EVERY: u32 = 8;
+/// Ticks between two readings of the traffic, for every so many addresses of
+/// peers: one entry a peer and way is to be read.
+const TRAFFIC_EVERY: u32 = 4;
+/// See [`TRAFFIC_EVERY`].
+const TRAFFIC_ADDRESSES: usize = 1_000;
 /// Ticks between two looks whether our programs are still there.
 const INSPECT_EVERY: u32 = 8;
 /// Ticks between two prunings of streams that nobody uses any more.
@@ -73,8 +76,10 @@ struct Counted {
     probes: Arc<HashMap<MapData, ProbeKey, Windows>>,
     /// Since when all underlay NICs are watched; none while one is not.
     underlay: Option<Mono>,
-    /// Since when each tunnel device is.
-    tunnels: BTreeMap<Encapsulation, Mono>,
+    /// Since when each tunnel device is; none where it should be and is not.
+    tunnels: BTreeMap<Encapsulation, Option<Mono>>,
+    /// Since when packets to a port are known to be VXLAN.
+    ports: BTreeMap<u16, Mono>,
     drops: Arc<Vec<PacketDrop>>,
 }
 
@@ -92,8 +97,7 @@ impl HopReader {
         let key = ProbeKey { epoch: epoch.to_be_bytes(), stream: counts::stream_bytes(stream)? };
         // A stream that is not there passed nowhere yet.
         let windows = counted.probes.get(&key, 0).unwrap_or_default();
-        let nic = counted.underlay;
-        let tunnel = stream.encapsulation().and_then(|e| counted.tunnels.get(&e).copied());
+        let (nic, tunnel) = counted.since(stream);
         let now = clock::mono();
         let age = |since: Option<Mono>| {
             since.map_or(0, |since| {
@@ -129,6 +133,23 @@ impl HopReader {
                 Some(ProbeDrop { stream, reply, packets, site: drop.site.clone() })
             })
             .collect()
+    }
+}
+
+impl Counted {
+    /// Since when a stream is counted on the NICs and on its tunnel device; none
+    /// where it is not.
+    fn since(&self, stream: Stream) -> (Option<Mono>, Option<Mono>) {
+        let Some(encapsulation) = stream.encapsulation() else { return (self.underlay, None) };
+        let nic = match encapsulation {
+            Encapsulation::Ipip => self.underlay,
+            Encapsulation::Vxlan(port) => {
+                self.underlay.zip(self.ports.get(&port).copied()).map(|(nic, port)| nic.max(port))
+            }
+        };
+        // What has no device here passes none: that is counted, too.
+        let tunnel = self.tunnels.get(&encapsulation).copied().unwrap_or(nic);
+        (nic, tunnel)
     }
 }
 
@@ -211,6 +232,9 @@ struct Settings {
     ports: Array<MapData, [u64; 1024]>,
     peers: LpmTrie<MapData, Address, Address>,
     told: HookPlan,
+    /// Since when each port is told; zero for those of the first plan, which an
+    /// earlier run may have told already.
+    ports_since: BTreeMap<u16, Mono>,
 }
 
 impl Watcher {
@@ -227,6 +251,7 @@ impl Watcher {
             ports: counts::take(ebpf, "PORTS")?,
             peers: counts::take(ebpf, "PEERS")?,
             told: HookPlan::default(),
+            ports_since: BTreeMap::new(),
         };
         let hooks = Hooks::new(&folder, options.attach);
         if programs.lacks.is_none() {
@@ -297,7 +322,9 @@ impl Watcher {
     fn read(&mut self, at: Mono, tick: u32) {
         self.current.drops = self.counts.drops(at, &mut self.names);
         self.current.icmp = self.counts.icmp(at);
-        if tick.is_multiple_of(TRAFFIC_EVERY) {
+        let rounds = 1 + self.settings.told.peers.len() / TRAFFIC_ADDRESSES;
+        let every = TRAFFIC_EVERY.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+        if tick.is_multiple_of(every) {
             self.current.traffic = self.counts.traffic(at);
         }
         self.current.devices = self.hooks.watched().map(|(device, _)| device.index).collect();
@@ -324,10 +351,17 @@ impl Watcher {
             probes: Arc::clone(&self.probes),
             underlay: nics.iter().max().copied().filter(|_| nics.len() == wanted.len()),
             tunnels: self
-                .hooks
-                .watched()
-                .filter_map(|(device, since)| Some((device.tunnel?, since)))
+                .settings
+                .told
+                .devices
+                .iter()
+                .filter_map(|device| {
+                    let mut watched = self.hooks.watched();
+                    let since = watched.find(|(known, _)| *known == device).map(|(_, at)| at);
+                    Some((device.tunnel?, since))
+                })
                 .collect(),
+            ports: self.settings.ports_since.clone(),
             drops: Arc::new(self.current.drops.clone()),
         }
     }
@@ -374,6 +408,11 @@ impl Settings {
                 bits[usize::from(port >> 6)] |= 1 << (port & 63);
             }
             self.ports.set(0, bits, 0).map_err(failed("ports"))?;
+            let now = if self.told.ports.is_empty() { Mono(0) } else { clock::mono() };
+            self.ports_since.retain(|port, _| plan.ports.contains(port));
+            for &port in &plan.ports {
+                self.ports_since.entry(port).or_insert(now);
+            }
         }
         for network in self.told.peers.keys().filter(|net| !plan.peers.contains_key(net)) {
             let _ = self.peers.remove(&key_of(network));

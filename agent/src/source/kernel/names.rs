@@ -41,6 +41,7 @@ impl Names {
     }
 
     pub(super) fn device(&self, index: u32) -> Option<String> {
-        if_indextoname(index).ok()?.into_string().ok()
+        let name = if_indextoname(index).ok()?.into_string().ok()?;
+        (!name.is_empty()).then_some(name)
     }
 }
