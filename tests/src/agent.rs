@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::mode::Mode;
 use crate::topology::{Cluster, Node};
 
 /// The agent's port, for HTTP over TCP and for probes over UDP.
@@ -25,6 +26,8 @@ pub struct Launch {
     pub binary: PathBuf,
     /// Agents are given a list of peers; without one they learn them from the kernel.
     pub listed: bool,
+    /// With or without the rules that name causes.
+    pub mode: Mode,
 }
 
 /// A running agent; it is killed when this is dropped.
@@ -52,6 +55,9 @@ impl Agent {
         command.args(["agent", "--node", &node.name, "--listen", &format!("0.0.0.0:{PORT}")]);
         if launch.listed {
             command.arg("--peers").arg(peers_path(directory, node));
+        }
+        if launch.mode == Mode::NoRules {
+            command.arg("--no-rules");
         }
         let child = command
             .arg("--config")

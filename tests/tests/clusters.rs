@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use lab::fault::{self, Fault};
 use lab::interrupt::wait_until;
-use lab::run::{default_jobs, prove};
+use lab::prove::prove;
+use lab::run::default_jobs;
 use lab::topology::{Cluster, Shape};
 use lab::traffic::{Flow, full_pods, nodes, pods};
 
