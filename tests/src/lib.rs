@@ -18,6 +18,7 @@ pub mod ipip;
 pub mod judge;
 pub mod mode;
 pub mod netns;
+pub mod pins;
 pub mod poll;
 pub mod prove;
 pub mod record;

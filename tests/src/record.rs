@@ -107,7 +107,7 @@ fn write(path: &Path, recording: &Recording, expectation: String) -> Result<()> 
     let before = recording.before.as_ref().context("a recording without an earlier moment")?;
     file("before.json", json(before)? + "\n")?;
     file("now.json", json(&recording.now)? + "\n")?;
-    // Agents of the lab have an empty configuration.
+    // The configuration of the lab's agents has no policy.
     file("policy.toml", String::new())?;
     file("expect.txt", expectation)
 }
