@@ -6,7 +6,7 @@ use overlaywatch_core::catalog::Code;
 use super::expected::{
     DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, misses, says, says_itself,
 };
-use super::{A, B, C, Fault, PLAIN, ip};
+use super::{A, B, C, Fault, LIVE, PLAIN, ip};
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
@@ -21,6 +21,7 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[says_itself(B, Code::ForwardingOff, Subject::Node)],
         counted: &[counts(B, A, INBOUND, DELIVERY), counts(B, C, OUTBOUND, LOCAL_STACK)],
         unlike: &[Code::RouteMissing],
+        limits: LIVE,
         ..PLAIN
     },
     Fault {

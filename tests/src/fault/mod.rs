@@ -93,6 +93,9 @@ const HARD: Limits = Limits {
     settle: Duration::from_secs(6),
     clear: Duration::from_secs(60),
 };
+/// A fault that no probe meets: how much of the live traffic is dropped is told
+/// of the last ten seconds.
+const LIVE: Limits = Limits { detect: Duration::from_secs(15), ..HARD };
 /// A fault that loses one packet in ten: its test is sequential, and so is its all-clear.
 const GRAY: Limits = Limits {
     detect: Duration::from_secs(120),
