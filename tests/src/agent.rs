@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::mode::Mode;
 use crate::topology::{Cluster, Node};
 
 /// The agent's port, for HTTP over TCP and for probes over UDP.
@@ -25,6 +26,8 @@ pub struct Launch {
     pub binary: PathBuf,
     /// Agents are given a list of peers; without one they learn them from the kernel.
     pub listed: bool,
+    /// With or without the rules that name causes.
+    pub mode: Mode,
 }
 
 /// A running agent; it is killed when this is dropped.
@@ -39,10 +42,9 @@ impl Agent {
     /// # Errors
     /// When the binary cannot be run, or the files cannot be written.
     pub fn start(node: &Node, directory: &Path, launch: &Launch) -> Result<Self> {
-        let configuration = directory.join(format!("{}.toml", node.name));
-        // An empty configuration is a valid one.
-        fs::write(&configuration, "")
-            .with_context(|| format!("cannot write {}", configuration.display()))?;
+        let file = configuration_path(directory, node);
+        fs::write(&file, configuration(node))
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let log = File::options()
             .create(true)
             .append(true)
@@ -53,9 +55,12 @@ impl Agent {
         if launch.listed {
             command.arg("--peers").arg(peers_path(directory, node));
         }
+        if launch.mode == Mode::NoRules {
+            command.arg("--no-rules");
+        }
         let child = command
             .arg("--config")
-            .arg(configuration)
+            .arg(file)
             .env_remove("NOTIFY_SOCKET")
             // Ctrl-C is for the lab, which ends its agents itself.
             .process_group(0)
@@ -113,10 +118,20 @@ impl Drop for Agent {
     }
 }
 
+/// What a node's agent is configured with beside the command line; nothing but
+/// what keeps the agents of one host apart.
+fn configuration(node: &Node) -> String {
+    format!("[ebpf]\npin = \"{}\"\n", node.pins.path().display())
+}
+
 /// Where a node's agent logs to.
 #[must_use]
 pub fn log_path(directory: &Path, node: &Node) -> PathBuf {
     directory.join(format!("{}.log", node.name))
+}
+
+fn configuration_path(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}.toml", node.name))
 }
 
 fn peers_path(directory: &Path, node: &Node) -> PathBuf {
@@ -185,6 +200,7 @@ impl Cluster {
         let node = self.node(node)?;
         let mut command = node.netns.command(&launch.binary);
         command.args(["check", "--for", "5", "--node", &node.name]);
+        command.arg("--config").arg(configuration_path(self.directory(), node));
         if launch.listed {
             command.arg("--peers").arg(peers_path(self.directory(), node));
         }

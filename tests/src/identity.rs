@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::netns;
+use crate::{netns, pins};
 
 /// What everything of the lab begins with.
 const PREFIX: &str = "owlab-";
@@ -109,6 +109,10 @@ pub fn clean() -> Result<Cleaned> {
         cleaned.note("directory", &path, fs::remove_dir_all(&path));
     }
     let _ = fs::remove_dir(RUN_DIRECTORY);
+    for path in abandoned(pins::DIRECTORY) {
+        cleaned.note("pinned programs", &path, fs::remove_dir_all(&path));
+    }
+    let _ = fs::remove_dir(pins::DIRECTORY);
     Ok(cleaned)
 }
 

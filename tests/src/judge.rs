@@ -101,10 +101,13 @@ impl Said {
         }
     }
 
-    /// The finding that is wanted, its details apart.
+    /// The finding that is wanted, else one that differs in its details alone.
     #[must_use]
     pub fn named(&self, wanted: &Wanted) -> Option<&Observed> {
-        self.findings().iter().find(|found| wanted.names(wanted.node, found))
+        let find = |fits: fn(&Wanted, usize, &Observed) -> bool| {
+            self.findings().iter().find(|found| fits(wanted, wanted.node, found))
+        };
+        find(Wanted::is_met_by).or_else(|| find(Wanted::names))
     }
 
     fn findings(&self) -> &[Observed] {
@@ -132,8 +135,8 @@ pub struct Wanted {
     /// Who, as an index.
     #[serde(skip)]
     pub node: usize,
-    /// What.
-    pub code: Code,
+    /// What; none when any finding will do whose details are right.
+    pub code: Option<Code>,
     /// About what.
     pub about: About,
     /// Which way: one of these; none of them when there must be no direction.
@@ -145,7 +148,8 @@ pub struct Wanted {
 impl Wanted {
     /// Whether this is the finding, its details apart.
     fn names(&self, node: usize, observed: &Observed) -> bool {
-        (self.node, self.code, &self.about) == (node, observed.code, &observed.about)
+        (self.node, &self.about) == (node, &observed.about)
+            && self.code.is_none_or(|code| code == observed.code)
     }
 
     /// Whether this is the finding, and its details are right.
@@ -258,7 +262,7 @@ mod tests {
     fn wanted(direction: Direction) -> Wanted {
         Wanted {
             node: 0,
-            code: Code::EncapsulationLost,
+            code: Some(Code::EncapsulationLost),
             about: PEER,
             directions: vec![direction],
             hops: vec![LOST],
@@ -312,7 +316,7 @@ mod tests {
         let silent = Observed { code: Code::AgentSilent, about: PEER, direction: None, hop: None };
         let wanted = Wanted {
             node: 0,
-            code: Code::AgentSilent,
+            code: Some(Code::AgentSilent),
             about: PEER,
             directions: Vec::new(),
             hops: Vec::new(),
@@ -320,6 +324,18 @@ mod tests {
         assert!(wanted.is_met_by(0, &silent));
         assert!(!wanted.is_met_by(1, &silent));
         assert!(!wanted.is_met_by(0, &Observed { direction: Some(Direction::Both), ..silent }));
+    }
+
+    #[test]
+    fn without_a_code_the_place_decides() {
+        let wanted = Wanted { code: None, ..wanted(Direction::Outbound) };
+        let refused = Observed { code: Code::EncapsulationRefused, ..lost(Direction::Outbound) };
+        let elsewhere = Observed { hop: None, ..refused.clone() };
+        assert!(wanted.is_met_by(0, &refused) && !wanted.is_met_by(0, &elsewhere));
+        let timeline = timeline(&[(0, 0, &[elsewhere, refused.clone()])]);
+        assert!(timeline.stands(&wanted));
+        assert_eq!(timeline.now(0).unwrap().named(&wanted), Some(&refused));
+        assert!(timeline.unwanted(at(0), &[wanted]).is_empty());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lab::fault::{self, Fault};
+use lab::fault::{self, Expected, Fault};
+use lab::mode::Mode;
 use lab::run::{self, Settings};
 use lab::topology::Shape;
 use lab::{demo, identity, interrupt, record, report};
@@ -62,6 +63,9 @@ struct RunArgs {
     /// Whose overlay to build [default: each shape in turn]
     #[arg(long, value_enum)]
     shape: Option<Shape>,
+    /// Run the agents without the rules that name causes, and judge direction and hop alone
+    #[arg(long)]
+    no_rules: bool,
     /// Clusters side by side [default: four times the cores, at most 16]
     #[arg(long)]
     jobs: Option<usize>,
@@ -155,8 +159,13 @@ fn act(command: Command) -> Result<bool> {
 
 fn list(args: &ListArgs) -> Result<()> {
     let mut out = io::stdout().lock();
-    let expected =
-        |fault: &Fault| fault.expected.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let lines = |said: Vec<Expected>| said.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let expected = |fault: &Fault| lines(fault.said(Mode::Rules));
+    let counted = |fault: &Fault| {
+        let mut said = fault.said(Mode::NoRules);
+        said.retain(|expected| expected.is_demanded(Mode::NoRules));
+        lines(said)
+    };
     if args.output == Output::Json {
         let faults: Vec<_> = fault::all()
             .map(|fault| {
@@ -165,6 +174,7 @@ fn list(args: &ListArgs) -> Result<()> {
                     "about": fault.about,
                     "nodes": fault.nodes,
                     "expected": expected(fault),
+                    "expected_without_rules": counted(fault),
                 })
             })
             .collect();
@@ -186,11 +196,13 @@ fn list(args: &ListArgs) -> Result<()> {
 fn run(args: &RunArgs) -> Result<bool> {
     let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
     let binary = binary(&args.binary)?;
+    let mode = if args.no_rules { Mode::NoRules } else { Mode::Rules };
     let shapes = args.shape.map_or_else(|| Shape::value_variants().to_vec(), |shape| vec![shape]);
     let runs: Vec<(&'static Fault, Settings)> = shapes
         .into_iter()
         .flat_map(|shape| {
-            let settings = Settings { binary: binary.clone(), shape, keep: args.keep.clone() };
+            let settings =
+                Settings { binary: binary.clone(), shape, mode, keep: args.keep.clone() };
             faults.iter().map(move |&fault| (fault, settings.clone()))
         })
         .collect();

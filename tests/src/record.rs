@@ -19,6 +19,7 @@ use crate::agent::Launch;
 use crate::fault::Fault;
 use crate::interrupt;
 use crate::judge::{About, Observed, Wanted};
+use crate::mode::Mode;
 use crate::poll::{self, Poll};
 use crate::run::wait_until_ready;
 use crate::topology::{Cluster, Shape};
@@ -34,7 +35,8 @@ const NO_BOOT: &str = "00000000-0000-0000-0000-000000000000";
 /// When the verdicts do not come, or a recording replays to something else.
 pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     let mut cluster = Cluster::build(shape, fault.nodes)?;
-    cluster.start_agents(Launch { binary: binary.to_owned(), listed: fault.listed })?;
+    let launch = Launch { binary: binary.to_owned(), listed: fault.listed, mode: Mode::Rules };
+    cluster.start_agents(launch)?;
     let poll = Poll::start(&cluster)?;
     wait_until_ready(&mut cluster, &poll)?;
     let wanted = fault.wanted(&cluster)?;
@@ -105,7 +107,7 @@ fn write(path: &Path, recording: &Recording, expectation: String) -> Result<()> 
     let before = recording.before.as_ref().context("a recording without an earlier moment")?;
     file("before.json", json(before)? + "\n")?;
     file("now.json", json(&recording.now)? + "\n")?;
-    // Agents of the lab have an empty configuration.
+    // The configuration of the lab's agents has no policy.
     file("policy.toml", String::new())?;
     file("expect.txt", expectation)
 }

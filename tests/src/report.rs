@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::fault::{Expected, Fault};
 use crate::judge::{About, Observed, Said, Wanted};
+use crate::mode::Mode;
 use crate::poll::name_of;
 use crate::topology::{Cluster, Shape};
 
@@ -18,6 +19,8 @@ pub struct Row {
     pub fault: &'static str,
     /// The cluster's shape.
     pub shape: Shape,
+    /// How the agents ran.
+    pub mode: Mode,
     /// What was expected, and what came.
     pub found: Vec<Found>,
     /// From the first lost packet to the last expected finding; none when one
@@ -71,10 +74,11 @@ impl Found {
 impl Row {
     /// An empty row.
     #[must_use]
-    pub fn new(fault: &Fault, shape: Shape) -> Self {
+    pub fn new(fault: &Fault, shape: Shape, mode: Mode) -> Self {
         Self {
             fault: fault.name,
             shape,
+            mode,
             found: Vec::new(),
             seconds_to_detect: None,
             seconds_to_clear: None,
@@ -107,10 +111,11 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:4}  {:34} {:13} {:>8} {:>8}",
+            "{:4}  {:34} {:13} {:8} {:>8} {:>8}",
             self.result,
             self.fault,
             self.shape.name(),
+            self.mode.name(),
             seconds(self.seconds_to_detect),
             seconds(self.seconds_to_clear),
         )?;
@@ -138,7 +143,7 @@ impl fmt::Display for Row {
 /// The table's first line.
 #[must_use]
 pub fn heading() -> String {
-    format!("{:4}  {:34} {:13} {:>8} {:>8}", "", "fault", "shape", "detect", "clear")
+    format!("{:4}  {:34} {:13} {:8} {:>8} {:>8}", "", "fault", "shape", "mode", "detect", "clear")
 }
 
 fn seconds(time: Option<f64>) -> String {

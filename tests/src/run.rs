@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::agent::{self, Agent, Launch};
-use crate::fault::{Fault, Loss};
+use crate::fault::{Expected, Fault};
 use crate::interrupt::{self, wait_until};
 use crate::judge::Wanted;
+use crate::mode::Mode;
 use crate::poll::{self, Poll};
+use crate::prove::first_lost;
 use crate::report::{self, Found, Row};
 use crate::topology::{Cluster, Shape};
 use crate::traffic::Flow;
@@ -23,9 +25,6 @@ pub const READY_WITHIN: Duration = Duration::from_secs(30);
 const WARM_UP: Duration = Duration::from_secs(2);
 /// After the heal, a calm that holds this long is one.
 const CALM: Duration = Duration::from_secs(3);
-/// How soon a fault that was made must lose a first packet.
-const BREAKS_WITHIN: Duration = Duration::from_secs(5);
-
 /// What to run, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -33,6 +32,8 @@ pub struct Settings {
     pub binary: PathBuf,
     /// Whose shape the clusters have.
     pub shape: Shape,
+    /// How the agents run.
+    pub mode: Mode,
     /// Where recordings and logs of failed runs are kept.
     pub keep: PathBuf,
 }
@@ -71,8 +72,10 @@ pub fn side_by_side<I: Sync, T: Send>(
 /// Runs one fault. What goes wrong is in the row.
 #[must_use]
 pub fn run(fault: &'static Fault, settings: &Settings) -> Row {
-    let mut row = Row::new(fault, settings.shape);
-    let kept = settings.keep.join(format!("{}-{}", fault.name, settings.shape.name()));
+    let Settings { shape, mode, .. } = *settings;
+    let mut row = Row::new(fault, shape, mode);
+    let of_mode = if mode == Mode::Rules { "" } else { "-no-rules" };
+    let kept = settings.keep.join(format!("{}-{}{of_mode}", fault.name, shape.name()));
     // What is kept of an earlier run would be taken for this one's.
     let _ = std::fs::remove_dir_all(&kept);
     if let Err(error) = try_run(fault, settings, &kept, &mut row) {
@@ -81,9 +84,32 @@ pub fn run(fault: &'static Fault, settings: &Settings) -> Row {
     row.conclude()
 }
 
+/// What is asked of the agents.
+struct Asked {
+    /// What must be said.
+    demanded: Vec<(Expected, Wanted)>,
+    /// That, and what may be said beside it.
+    allowed: Vec<Wanted>,
+}
+
+impl Asked {
+    fn of(fault: &Fault, cluster: &Cluster, mode: Mode) -> Result<Self> {
+        let mut asked = Self { demanded: Vec::new(), allowed: Vec::new() };
+        for expected in fault.said(mode) {
+            let wanted = expected.wanted(cluster)?;
+            asked.allowed.push(wanted.clone());
+            if expected.is_demanded(mode) {
+                asked.demanded.push((expected, wanted));
+            }
+        }
+        Ok(asked)
+    }
+}
+
 fn try_run(fault: &'static Fault, settings: &Settings, kept: &Path, row: &mut Row) -> Result<()> {
     let mut cluster = Cluster::build(settings.shape, fault.nodes)?;
-    cluster.start_agents(Launch { binary: settings.binary.clone(), listed: fault.listed })?;
+    let Settings { ref binary, mode, .. } = *settings;
+    cluster.start_agents(Launch { binary: binary.clone(), listed: fault.listed, mode })?;
     let poll = Poll::start(&cluster)?;
     let outcome = judge(fault, &mut cluster, &poll, kept, row);
     // While the agents still run.
@@ -102,7 +128,7 @@ fn judge(
     row: &mut Row,
 ) -> Result<()> {
     wait_until_ready(cluster, poll)?;
-    let wanted = fault.wanted(cluster)?;
+    let asked = Asked::of(fault, cluster, row.mode)?;
     let flows = |paths: &[crate::traffic::Path]| -> Result<Vec<Flow>> {
         paths.iter().map(|&path| Flow::start(cluster, path)).collect()
     };
@@ -117,11 +143,11 @@ fn judge(
     let injected = Instant::now();
     (fault.inject)(cluster)?;
     let first_lost = first_lost(&broken, injected)?;
-    row.found = detect(fault, poll, &wanted, first_lost)?;
+    row.found = detect(fault, poll, &asked, first_lost)?;
     interrupt::sleep(fault.limits.settle)?;
     after_settling(fault, cluster, poll, row)?;
     let told_from = poll.at(warm);
-    unwanted(cluster, poll, told_from, &wanted, row)?;
+    unwanted(cluster, poll, told_from, &asked.allowed, row)?;
     for flow in &spared {
         let (lost, of) = flow.lost(injected);
         if lost > 0 {
@@ -146,7 +172,7 @@ fn judge(
             row.problems.push(format!("{} still loses {lost} of {of} after the heal", flow.path));
         }
     }
-    unwanted(cluster, poll, told_from, &wanted, row)?;
+    unwanted(cluster, poll, told_from, &asked.allowed, row)?;
     crashed(cluster, row)
 }
 
@@ -186,41 +212,20 @@ fn first_words(cluster: &mut Cluster) -> Option<String> {
     log.lines().last().map(str::to_owned)
 }
 
-/// When the fault began, by live traffic; at once where it breaks none.
-fn first_lost(broken: &[Flow], injected: Instant) -> Result<Instant> {
-    if broken.is_empty() {
-        return Ok(injected);
-    }
-    let mut first = None;
-    let all = wait_until(BREAKS_WITHIN, || {
-        let lost: Vec<_> = broken.iter().map(|flow| flow.first_lost(injected)).collect();
-        first = lost.iter().flatten().min().copied();
-        Ok(lost.iter().all(Option::is_some))
-    })?;
-    ensure!(all, "the fault does not break all the traffic that it should");
-    first.context("no packet was lost")
-}
-
-fn detect(
-    fault: &Fault,
-    poll: &Poll,
-    wanted: &[Wanted],
-    first_lost: Instant,
-) -> Result<Vec<Found>> {
+fn detect(fault: &Fault, poll: &Poll, asked: &Asked, first_lost: Instant) -> Result<Vec<Found>> {
     let since = poll.at(first_lost);
-    let mut times = vec![None; wanted.len()];
+    let mut times = vec![None; asked.demanded.len()];
     let left = fault.limits.detect.saturating_sub(first_lost.elapsed());
     wait_until(left, || {
         let heard = poll.heard()?;
-        for (time, wanted) in times.iter_mut().zip(wanted) {
+        for (time, (_, wanted)) in times.iter_mut().zip(&asked.demanded) {
             *time = heard.timeline.first(since, wanted).map(|at| at.saturating_sub(since));
         }
         Ok(times.iter().all(Option::is_some))
     })?;
-    Ok(fault
-        .expected
+    Ok(asked
+        .demanded
         .iter()
-        .zip(wanted)
         .zip(times)
         .map(|((expected, wanted), time)| Found::new(expected, wanted, time))
         .collect())
@@ -337,63 +342,6 @@ fn write_all(cluster: &Cluster, kept: &Path) -> Result<()> {
         let log = agent::log_path(cluster.directory(), node);
         std::fs::copy(&log, kept.join(format!("{}.log", node.name)))
             .with_context(|| format!("cannot copy {}", log.display()))?;
-    }
-    Ok(())
-}
-
-/// Checks a fault by live traffic alone: broken as promised, and healed as promised.
-///
-/// # Errors
-/// Names the path that behaves otherwise.
-pub fn prove(fault: &Fault, cluster: &mut Cluster) -> Result<()> {
-    let flows = |paths: &[crate::traffic::Path]| -> Result<Vec<Flow>> {
-        paths.iter().map(|&path| Flow::start(cluster, path)).collect()
-    };
-    let (broken, spared) = (flows(fault.breaks)?, flows(fault.spares)?);
-    settle(broken.iter().chain(&spared), |lost, of| lost == 0 && of >= 10)
-        .context("before the fault")?;
-    let injected = Instant::now();
-    (fault.inject)(cluster)?;
-    let made = Instant::now();
-    first_lost(&broken, injected)?;
-    if fault.loss == Loss::Total {
-        settle_since(&broken, made, |lost, of| of >= 10 && lost == of).context("with the fault")?;
-    }
-    settle_since(&spared, injected, |lost, of| lost == 0 && of >= 10)
-        .context("beside the fault")?;
-    (fault.heal)(cluster)?;
-    settle(broken.iter().chain(&spared), |lost, of| lost == 0 && of >= 10).context("after the heal")
-}
-
-/// Waits until the flows' latest packets fare as they should.
-fn settle<'a>(
-    flows: impl Iterator<Item = &'a Flow>,
-    well: impl Fn(usize, usize) -> bool,
-) -> Result<()> {
-    for flow in flows {
-        let mut since = Instant::now();
-        let mut last = (0, 0);
-        let settled = wait_until(Duration::from_secs(10), || {
-            last = flow.lost(since);
-            if last.0 > 0 {
-                since = Instant::now();
-            }
-            Ok(well(last.0, last.1))
-        })?;
-        ensure!(settled, "{} lost {} of {}", flow.path, last.0, last.1);
-    }
-    Ok(())
-}
-
-/// Waits until the flows' packets since one moment fare as they should.
-fn settle_since(flows: &[Flow], since: Instant, well: impl Fn(usize, usize) -> bool) -> Result<()> {
-    for flow in flows {
-        let mut last = (0, 0);
-        let settled = wait_until(Duration::from_secs(5), || {
-            last = flow.lost(since);
-            Ok(well(last.0, last.1))
-        })?;
-        ensure!(settled, "{} lost {} of {}", flow.path, last.0, last.1);
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use lab::fault::{self, Fault};
 use lab::interrupt::wait_until;
-use lab::run::{default_jobs, prove};
+use lab::prove::prove;
+use lab::run::default_jobs;
 use lab::topology::{Cluster, Shape};
 use lab::traffic::{Flow, full_pods, nodes, pods};
 
@@ -74,9 +75,15 @@ fn a_cluster_leaves_nothing_behind() {
     let directory = cluster.directory().to_owned();
     let exists = |name: &String| std::path::Path::new("/run/netns").join(name).exists();
     assert!(names.iter().all(exists) && directory.exists());
+    // As an agent leaves it behind.
+    let pins: Vec<_> = cluster.nodes.iter().map(|node| node.pins.path().to_owned()).collect();
+    for pins in &pins {
+        std::fs::create_dir_all(pins.join("4026531840/v1")).unwrap();
+    }
     drop(cluster);
     assert!(!names.iter().any(exists), "{names:?}");
     assert!(!directory.exists());
+    assert!(!pins.iter().any(|pins| pins.exists()), "{pins:?}");
 }
 
 #[test]

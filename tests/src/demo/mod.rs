@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use overlaywatch_core::catalog::Code;
 use overlaywatch_core::diagnose::Status;
 use overlaywatch_core::finding::Direction;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::agent::Launch;
 use crate::fault::Fault;
 use crate::interrupt;
 use crate::judge::{About, Said, Wanted};
+use crate::mode::Mode;
 use crate::poll::{self, Poll};
 use crate::run::wait_until_ready;
 use crate::topology::{Cluster, Shape};
@@ -149,7 +151,8 @@ impl Demo {
         let mut cluster = Cluster::build(self.shape, self.size)?;
         let started = Instant::now();
         let listed = self.fault.is_none_or(|fault| fault.listed);
-        cluster.start_agents(Launch { binary: self.binary.clone(), listed })?;
+        let launch = Launch { binary: self.binary.clone(), listed, mode: Mode::Rules };
+        cluster.start_agents(launch)?;
         let poll = Poll::start(&cluster)?;
         if self.live {
             self.greet(&cluster)?;
@@ -342,7 +345,7 @@ impl Broken {
         };
         Ok(ShownFinding {
             node: cluster.node(wanted.node)?.name.clone(),
-            code: wanted.code.slug(),
+            code: observed.map(|found| found.code).or(wanted.code).map_or("", Code::slug),
             direction: direction.map(Direction::slug),
             peer: match &wanted.about {
                 About::Peer(address) => Some(poll::name_of(cluster, *address)),

@@ -3,7 +3,7 @@
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, DECAPSULATION, ENCAPSULATION, OUT_OR_BOTH, OUTBOUND, WIRE, misses, says,
+    BOTH, DECAPSULATION, ENCAPSULATION, OUT_OR_BOTH, OUTBOUND, WIRE, counts, misses, says,
 };
 use super::underlay::{block_tunnel, middle_passes};
 use super::{A, B, C, D, Fault, PLAIN, addresses};
@@ -54,6 +54,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(B, Code::VniMismatch, C, BOTH, DECAPSULATION),
             says(C, Code::VniMismatch, B, BOTH, DECAPSULATION),
         ],
+        counted: &[counts(A, B, OUT_OR_BOTH, WIRE), counts(B, A, OUT_OR_BOTH, DECAPSULATION)],
         ..PLAIN
     },
     Fault {

@@ -8,6 +8,7 @@ use overlaywatch_core::finding::Direction;
 use overlaywatch_core::ladder::{Hop, Segment};
 
 use crate::judge::{About, Wanted};
+use crate::mode::Mode;
 use crate::topology::Cluster;
 
 /// One finding that one node must show.
@@ -18,8 +19,8 @@ use crate::topology::Cluster;
 pub struct Expected {
     /// Who says it.
     pub node: usize,
-    /// What.
-    pub code: Code,
+    /// What; none for any finding whose direction and hop are right.
+    pub code: Option<Code>,
     /// About what.
     pub subject: Subject,
     /// Which way, as seen from that node; none where it is no question.
@@ -76,12 +77,12 @@ pub(super) const fn says(
     directions: &'static [Direction],
     hops: &'static [Segment],
 ) -> Expected {
-    Expected { node, code, subject: Subject::Peer(peer), directions, hops }
+    Expected { node, code: Some(code), subject: Subject::Peer(peer), directions, hops }
 }
 
 /// A finding about the node or one of its devices.
 pub(super) const fn says_itself(node: usize, code: Code, subject: Subject) -> Expected {
-    Expected { node, code, subject, directions: NO_DIRECTION, hops: NO_HOP }
+    Expected { node, code: Some(code), subject, directions: NO_DIRECTION, hops: NO_HOP }
 }
 
 /// What the peer sends through the tunnel vanishes on one of the two nodes, and
@@ -91,9 +92,46 @@ pub(super) const fn misses(node: usize, peer: usize, hops: &'static [Segment]) -
     says(node, Code::UnexplainedLoss, peer, INBOUND, hops)
 }
 
+/// A loss that a node counts, whatever it calls it.
+pub(super) const fn counts(
+    node: usize,
+    peer: usize,
+    directions: &'static [Direction],
+    hops: &'static [Segment],
+) -> Expected {
+    Expected { node, code: None, subject: Subject::Peer(peer), directions, hops }
+}
+
+/// A node may speak of a peer, and need not.
+pub(super) const fn may_speak(node: usize, peer: usize) -> Expected {
+    counts(node, peer, NO_DIRECTION, NO_HOP)
+}
+
 impl Expected {
+    /// Whether it is the same node's word about the same peer.
+    pub(super) fn is_of_pair_of(&self, other: &Self) -> bool {
+        let peer = |subject| match subject {
+            Subject::Peer(peer) => Some(peer),
+            Subject::Node | Subject::Uplink | Subject::Tunnel => None,
+        };
+        self.node == other.node
+            && peer(self.subject).is_some_and(|it| Some(it) == peer(other.subject))
+    }
+
+    /// Whether it must be said; else it may be.
+    #[must_use]
+    pub fn is_demanded(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Rules => true,
+            Mode::NoRules => matches!(self.subject, Subject::Peer(_)) && !self.hops.is_empty(),
+        }
+    }
+
     /// What the judge has to look for, in this cluster's addresses.
-    pub(super) fn wanted(&self, cluster: &Cluster) -> Result<Wanted> {
+    ///
+    /// # Errors
+    /// When the cluster has fewer nodes than the fault needs.
+    pub fn wanted(&self, cluster: &Cluster) -> Result<Wanted> {
         let about = match self.subject {
             Subject::Node => About::Node,
             Subject::Uplink => About::Device("eth0".to_owned()),
@@ -112,7 +150,8 @@ impl Expected {
 
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node-{} says {}", self.node + 1, self.code.slug())?;
+        let what = self.code.map_or("a loss", Code::slug);
+        write!(f, "node-{} says {what}", self.node + 1)?;
         match self.subject {
             Subject::Node => Ok(()),
             Subject::Uplink => f.write_str(" of its NIC"),

@@ -6,7 +6,7 @@ use overlaywatch_core::catalog::Code;
 use super::expected::{
     DECAPSULATION, DELIVERY, ENCAPSULATION, LOCAL_STACK, OUTBOUND, misses, says,
 };
-use super::{A, B, C, Fault, PLAIN};
+use super::{A, B, C, Fault, LIVE, PLAIN};
 use crate::classifier::{self, Way};
 use crate::filter::{self, Drops, Place};
 use crate::topology::Cluster;
@@ -103,6 +103,7 @@ const FORWARD_POLICY: Fault = Fault {
     spares: &[nodes(A, B), pods(A, C), pods(C, A)],
     expected: &[misses(B, A, DELIVERY), says(B, Code::UnexplainedLoss, C, OUTBOUND, LOCAL_STACK)],
     unlike: &[Code::ForwardingOff, Code::EncapsulationLost],
+    limits: LIVE,
     ..PLAIN
 };
 

@@ -3,8 +3,10 @@
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::expected::{DELIVERY, OUTBOUND, Subject, misses, says, says_itself};
-use super::{A, B, C, Fault, PLAIN, ip};
+use super::expected::{
+    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, misses, says, says_itself,
+};
+use super::{A, B, C, Fault, LIVE, PLAIN, ip};
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
@@ -17,7 +19,9 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, C)],
         spares: &[pods(A, C), pods(C, A), nodes(A, B)],
         expected: &[says_itself(B, Code::ForwardingOff, Subject::Node)],
+        counted: &[counts(B, A, INBOUND, DELIVERY), counts(B, C, OUTBOUND, LOCAL_STACK)],
         unlike: &[Code::RouteMissing],
+        limits: LIVE,
         ..PLAIN
     },
     Fault {

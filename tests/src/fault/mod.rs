@@ -19,6 +19,7 @@ use overlaywatch_core::catalog::Code;
 pub use expected::{Expected, Subject};
 
 use crate::judge::Wanted;
+use crate::mode::Mode;
 use crate::topology::Cluster;
 use crate::traffic::Path;
 
@@ -55,6 +56,10 @@ pub struct Fault {
     pub spares: &'static [Path],
     /// What each node must say; whatever else any node says is wrong.
     pub expected: &'static [Expected],
+    /// What else each node counts of it: said when no rule names the cause,
+    /// else a consequence. What is here of a node and its peer stands for what
+    /// is in `expected` of the two.
+    pub counted: &'static [Expected],
     /// Codes that it looks like and is not; nobody may say them, not even as
     /// a consequence.
     pub unlike: &'static [Code],
@@ -88,6 +93,9 @@ const HARD: Limits = Limits {
     settle: Duration::from_secs(6),
     clear: Duration::from_secs(60),
 };
+/// A fault that no probe meets: how much of the live traffic is dropped is told
+/// of the last ten seconds.
+const LIVE: Limits = Limits { detect: Duration::from_secs(15), ..HARD };
 /// A fault that loses one packet in ten: its test is sequential, and so is its all-clear.
 const GRAY: Limits = Limits {
     detect: Duration::from_secs(120),
@@ -107,6 +115,7 @@ const PLAIN: Fault = Fault {
     loss: Loss::Total,
     spares: &[],
     expected: &[],
+    counted: &[],
     unlike: &[],
     limits: HARD,
 };
@@ -142,6 +151,27 @@ pub fn named(name: &str) -> Option<&'static Fault> {
 }
 
 impl Fault {
+    /// What nodes must say in this mode, and what they may.
+    #[must_use]
+    pub fn said(&self, mode: Mode) -> Vec<Expected> {
+        match mode {
+            Mode::Rules => self.expected.to_vec(),
+            Mode::NoRules => {
+                let mut said = self.counted.to_vec();
+                for expected in self.expected {
+                    if matches!(expected.subject, Subject::Peer(_)) {
+                        if !said.iter().any(|known| known.is_of_pair_of(expected)) {
+                            said.push(Expected { code: None, ..*expected });
+                        }
+                    } else {
+                        said.push(*expected);
+                    }
+                }
+                said
+            }
+        }
+    }
+
     /// What the judge has to look for, in this cluster's addresses.
     ///
     /// # Errors
@@ -183,7 +213,7 @@ mod tests {
     fn every_fault_fits_its_cluster() {
         for fault in all() {
             assert!(SIZES.contains(&fault.nodes), "{}", fault.name);
-            for expected in fault.expected {
+            for expected in fault.expected.iter().chain(fault.counted) {
                 let peer = match expected.subject {
                     Subject::Peer(peer) => peer,
                     Subject::Node | Subject::Uplink | Subject::Tunnel => expected.node,
@@ -205,9 +235,37 @@ mod tests {
     }
 
     #[test]
+    fn all_that_is_lost_has_its_hop_without_the_rules() {
+        // Where nothing answers nobody can tell.
+        let silent = |fault: &Fault| {
+            let unreachable = |e: &Expected| e.code == Some(Code::PeerUnreachable);
+            fault.expected.iter().any(unreachable)
+        };
+        for fault in all().filter(|fault| !fault.breaks.is_empty() && !silent(fault)) {
+            let said = fault.said(Mode::NoRules);
+            let demanded: Vec<_> = said.iter().filter(|e| e.is_demanded(Mode::NoRules)).collect();
+            assert!(!demanded.is_empty(), "{}", fault.name);
+            assert!(
+                demanded.iter().all(|e| e.code.is_none() && e.hops.len() == 1),
+                "{}",
+                fault.name
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_counted_stands_for_what_is_expected_of_a_pair() {
+        let fault = named("two-faults-one-pair").unwrap();
+        let of_a: Vec<_> =
+            fault.said(Mode::NoRules).into_iter().filter(|said| said.node == A).collect();
+        assert_eq!(of_a.len(), 1);
+        assert_eq!(of_a[0].hops, expected::WIRE);
+    }
+
+    #[test]
     fn every_code_is_raised_by_a_fault_and_denied_by_another() {
         for entry in &CATALOG {
-            let raised = |fault: &Fault| fault.expected.iter().any(|e| e.code == entry.code);
+            let raised = |fault: &Fault| fault.expected.iter().any(|e| e.code == Some(entry.code));
             assert!(all().any(raised), "nothing raises {}", entry.slug);
             let denied = |fault: &Fault| fault.unlike.contains(&entry.code);
             assert!(all().any(denied), "nothing looks like {} and is not", entry.slug);

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUTBOUND, Subject, WIRE, misses, says,
-    says_itself,
+    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUT_OR_BOTH, OUTBOUND, Subject, WIRE,
+    counts, may_speak, misses, says, says_itself,
 };
 use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
 use crate::interrupt;
@@ -47,6 +47,13 @@ pub(super) const FAULTS: &[Fault] = &[
             says_itself(B, Code::TunnelDown, Subject::Tunnel),
             says(A, Code::RemoteTunnelDown, B, BOTH, DECAPSULATION),
             says(C, Code::RemoteTunnelDown, B, BOTH, DECAPSULATION),
+        ],
+        counted: &[
+            // Whether B still has something to send through is the kernel's choice.
+            counts(A, B, OUT_OR_BOTH, DECAPSULATION),
+            counts(C, B, OUT_OR_BOTH, DECAPSULATION),
+            may_speak(B, A),
+            may_speak(B, C),
         ],
         unlike: &[Code::TunnelMissing],
         ..PLAIN
@@ -89,6 +96,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
             says(C, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
         ],
+        counted: &[may_speak(B, A), may_speak(B, C)],
         unlike: &[Code::TunnelDown],
         ..PLAIN
     },
@@ -134,6 +142,7 @@ pub(super) const FAULTS: &[Fault] = &[
             misses(B, A, ENCAPSULATION),
             misses(C, A, ENCAPSULATION),
         ],
+        counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
         ..PLAIN
     },
     Fault {
@@ -169,6 +178,8 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         spares: &[pods(A, B), pods(B, A), nodes(A, B), pods(A, C)],
         expected: &[says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION)],
+        // No probe goes by IPIP: what tells is the peer's answer, which a rule reads.
+        counted: &[may_speak(A, B)],
         unlike: &[Code::RemoteTunnelDown, Code::EncapsulationLost],
         // A kernel sends an ICMP error a second: three make a verdict.
         limits: Limits { detect: Duration::from_secs(15), ..HARD },

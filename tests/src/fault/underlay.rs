@@ -7,7 +7,7 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, says,
+    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, may_speak, says,
     says_itself,
 };
 use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
@@ -162,6 +162,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
             says_itself(B, Code::NodeIsolated, Subject::Node),
         ],
+        counted: &[may_speak(B, A), may_speak(B, C)],
         unlike: &[Code::UnderlayLinkDown, Code::AgentSilent],
         ..PLAIN
     },
@@ -213,6 +214,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
             says_itself(B, Code::UnderlayLinkDown, Subject::Uplink),
         ],
+        counted: &[may_speak(B, A), may_speak(B, C)],
         ..PLAIN
     },
     Fault {

@@ -21,6 +21,7 @@ use crate::agent::{Agent, Launch};
 use crate::identity;
 use crate::ipip::IpipSender;
 use crate::netns::Netns;
+use crate::pins::Pins;
 
 /// The fewest and the most nodes of a cluster.
 pub const SIZES: std::ops::RangeInclusive<usize> = 2..=16;
@@ -56,6 +57,8 @@ pub struct Node {
     pub name: String,
     /// Its agent, if one runs.
     pub agent: Option<Agent>,
+    /// What its agents pin. After the agent, which pins while it runs.
+    pub pins: Pins,
     /// Its pod's namespace.
     pub pod: Netns,
     /// Its own namespace.
@@ -90,11 +93,13 @@ impl Cluster {
         let mut nodes = Vec::with_capacity(size);
         for index in 0..size {
             let name = format!("node-{}", index + 1);
+            let namespace = format!("{prefix}-{name}");
             nodes.push(Node {
                 index,
                 agent: None,
+                pins: Pins::of(&namespace)?,
                 pod: Netns::create(format!("{prefix}-pod-{}", index + 1), false)?,
-                netns: Netns::create(format!("{prefix}-{name}"), true)?,
+                netns: Netns::create(namespace, true)?,
                 name,
             });
         }
