@@ -63,7 +63,10 @@ fn role_of(index: u32) -> u32 {
 /// What is known of the packet so far.
 struct Packet {
     peer: Address,
+    /// Which way it goes, as one of [`direction`].
     direction: u8,
+    /// To or from the peer's overlay: it is, or would be, inside a tunnel.
+    is_overlay: bool,
     /// Where what follows the IP header begins.
     payload: u64,
     ip_protocol: u8,
@@ -84,6 +87,7 @@ fn count(ctx: &RawTracePointContext) -> Option<()> {
     let head: u64 = read(skb, kernel!(skb_head))?;
     let network: u16 = read(skb, kernel!(skb_network_header))?;
     let packet = parse(head + u64::from(network), ethertype)?;
+    let is_inner = is_inner || packet.is_overlay;
     let (form, message) = classify(&packet, is_inner)?;
     let probe = message
         .and_then(at::<ProbeHead>)
@@ -133,13 +137,14 @@ fn parse(header: u64, ethertype: u16) -> Option<Packet> {
     match ethertype {
         IPV4 => {
             let ip: Ipv4 = at(header)?;
-            let (peer, direction) = peer_of(
+            let (peer, direction, is_overlay) = peer_of(
                 &Address::v4(u32::from_ne_bytes(ip.source)),
                 &Address::v4(u32::from_ne_bytes(ip.destination)),
             );
             Some(Packet {
                 peer,
                 direction,
+                is_overlay,
                 payload: header + ip.bytes() as u64,
                 ip_protocol: ip.protocol,
                 is_rest: ip.fragment().0 != 0,
@@ -147,10 +152,12 @@ fn parse(header: u64, ethertype: u16) -> Option<Packet> {
         }
         IPV6 => {
             let ip: Ipv6 = at(header)?;
-            let (peer, direction) = peer_of(&Address(ip.source), &Address(ip.destination));
+            let (peer, direction, is_overlay) =
+                peer_of(&Address(ip.source), &Address(ip.destination));
             Some(Packet {
                 peer,
                 direction,
+                is_overlay,
                 payload: header + IPV6_BYTES as u64,
                 ip_protocol: ip.next,
                 is_rest: false,
@@ -160,16 +167,17 @@ fn parse(header: u64, ethertype: u16) -> Option<Packet> {
     }
 }
 
-/// The peer that one of the two addresses belongs to, and which way the packet
-/// goes; this node's own addresses are nobody's.
+/// The peer that one of the two addresses belongs to, which way the packet goes,
+/// and whether it is another address than the underlay's; this node's own
+/// addresses are nobody's.
 #[inline(always)]
-fn peer_of(source: &Address, destination: &Address) -> (Address, u8) {
+fn peer_of(source: &Address, destination: &Address) -> (Address, u8, bool) {
     if let Some(known) = peer(destination) {
-        (known, direction::EGRESS)
+        (known, direction::EGRESS, known != *destination)
     } else if let Some(known) = peer(source) {
-        (known, direction::INGRESS)
+        (known, direction::INGRESS, known != *source)
     } else {
-        (Address::default(), 0)
+        (Address::default(), 0, false)
     }
 }
 

@@ -212,7 +212,9 @@ fn overlay(
     let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
     if is_dead(&small.run, DEAD_RUN) && answered_since {
         let is_counted = direction(small).is_some_and(|way| small.place(way).is_some());
-        if is_counted || !outbound(small) || counters_tell(context, small) {
+        if (is_counted && kernel_tells(context, small))
+            || (!is_counted && (!outbound(small) || counters_tell(context, small)))
+        {
             let finding = dead(context, peer, leads, small, underlay);
             // What the kernel refuses may be said by a rule on its tables already.
             if !verdicts.findings.iter().any(|known| known.key() == finding.key()) {
@@ -255,6 +257,16 @@ fn outbound(view: &StreamView) -> bool {
 /// will not be in time for the verdict.
 fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
     let read_since = match &context.now.links {
+        Fact::Seen { at, .. } => *at >= small.run.last,
+        Fact::Absent { .. } | Fact::Missing(_) => true,
+    };
+    read_since || context.at().since(small.run.first) >= COUNTERS_NS
+}
+
+/// Whether the kernel's drops were read late enough to have seen the losses, or
+/// will not be in time for the verdict.
+fn kernel_tells(context: &Context<'_>, small: &StreamView) -> bool {
+    let read_since = match &context.now.kernel {
         Fact::Seen { at, .. } => *at >= small.run.last,
         Fact::Absent { .. } | Fact::Missing(_) => true,
     };

@@ -1,8 +1,11 @@
-//! RTM_NEWRULE.
+//! The kernel's type information.
 #![no_main]
 
-use overlaywatch::source::rtnetlink::translate;
+use overlaywatch::source::kernel::btf::Btf;
 
-libfuzzer_sys::fuzz_target!(|payload: &[u8]| {
-    let _ = translate::rule(payload);
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Ok(btf) = Btf::parse(bytes) else { return };
+    let _ = btf.offset("a", &["b", "c"]);
+    let _ = btf.enumerators("a");
+    let _ = btf.tracepoint_arguments("a");
 });

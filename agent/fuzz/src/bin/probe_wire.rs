@@ -24,7 +24,7 @@ libfuzzer_sys::fuzz_target!(|packet: &[u8]| {
 
 fn write(reply: &Reply, out: &mut Vec<u8>) {
     let Reply { stream, seq, epoch, sent_at, dwell_ns, received, ref status } = *reply;
-    let request = Request { stream, seq, epoch, sent_at, sent: Vec::new() };
+    let request = Request { stream, seq, epoch, sent_at, sent: Vec::new(), asks_hops: false };
     let own = status.as_ref().map_or_else(OwnStatus::default, |status| OwnStatus {
         node: status.node.clone(),
         tunnels: status.tunnels.clone(),
@@ -33,6 +33,8 @@ fn write(reply: &Reply, out: &mut Vec<u8>) {
         epoch: status.epoch,
         windows: &status.windows,
         own: &own,
+        climbs: &status.climbs,
+        drops: &status.drops,
     });
     encode_reply(&request, dwell_ns, received, status, LONGEST_BYTES, out);
 }

@@ -28,7 +28,7 @@ use overlaywatch_core::kernel::{HookPlan, KernelCounts, PacketDrop};
 use overlaywatch_core::ladder::{Climb, HopWindows, Window};
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::{ProbeDrop, Stream};
-use overlaywatch_core::time::{MILLISECOND, Mono};
+use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use overlaywatch_ebpf as layout;
 use overlaywatch_ebpf::{Address, ProbeKey, Windows, hop, role};
 use tokio::sync::{mpsc, watch};
@@ -56,6 +56,9 @@ const TRAFFIC_ADDRESSES: usize = 1_000;
 const INSPECT_EVERY: u32 = 8;
 /// Ticks between two prunings of streams that nobody uses any more.
 const PRUNE_EVERY: u32 = 2_400;
+/// A tunnel device that is gone from the plan may be there again, and not yet
+/// known, for this long.
+const GONE_NS: u64 = 3 * SECOND;
 /// After a failed start it is tried again: the remedy may need no restart.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -80,6 +83,8 @@ struct Counted {
     tunnels: BTreeMap<Encapsulation, Option<Mono>>,
     /// Since when packets to a port are known to be VXLAN.
     ports: BTreeMap<u16, Mono>,
+    /// Since when encapsulations that had a tunnel device have none.
+    gone: BTreeMap<Encapsulation, Mono>,
     drops: Arc<Vec<PacketDrop>>,
 }
 
@@ -148,7 +153,11 @@ impl Counted {
             }
         };
         // What has no device here passes none: that is counted, too.
-        let tunnel = self.tunnels.get(&encapsulation).copied().unwrap_or(nic);
+        let without = || {
+            let gone = self.gone.get(&encapsulation).map(|&at| at.plus(GONE_NS));
+            nic.map(|nic| gone.map_or(nic, |gone| nic.max(gone)))
+        };
+        let tunnel = self.tunnels.get(&encapsulation).copied().unwrap_or_else(without);
         (nic, tunnel)
     }
 }
@@ -235,6 +244,8 @@ struct Settings {
     /// Since when each port is told; zero for those of the first plan, which an
     /// earlier run may have told already.
     ports_since: BTreeMap<u16, Mono>,
+    /// Since when encapsulations that had a tunnel device have none.
+    gone_since: BTreeMap<Encapsulation, Mono>,
 }
 
 impl Watcher {
@@ -252,6 +263,7 @@ impl Watcher {
             peers: counts::take(ebpf, "PEERS")?,
             told: HookPlan::default(),
             ports_since: BTreeMap::new(),
+            gone_since: BTreeMap::new(),
         };
         let hooks = Hooks::new(&folder, options.attach);
         if programs.lacks.is_none() {
@@ -362,6 +374,7 @@ impl Watcher {
                 })
                 .collect(),
             ports: self.settings.ports_since.clone(),
+            gone: self.settings.gone_since.clone(),
             drops: Arc::new(self.current.drops.clone()),
         }
     }
@@ -397,7 +410,12 @@ impl Settings {
         }
         for device in self.told.devices.iter().filter(|device| !plan.devices.contains(device)) {
             let _ = self.devices.remove(&device.index.0);
+            if let Some(encapsulation) = device.tunnel {
+                self.gone_since.insert(encapsulation, clock::mono());
+            }
         }
+        let has_device = |one: &Encapsulation| plan.devices.iter().any(|d| d.tunnel == Some(*one));
+        self.gone_since.retain(|encapsulation, _| !has_device(encapsulation));
         for device in &plan.devices {
             let role = if device.tunnel.is_some() { role::TUNNEL } else { role::UNDERLAY };
             self.devices.insert(device.index.0, role, 0).map_err(failed("devices"))?;
