@@ -154,7 +154,7 @@ pub struct PeerStatus {
     /// their way out. Only where this node asked for it.
     #[serde(default)]
     pub climbs: Vec<(Stream, Climb)>,
-    /// Probes between the two nodes that its kernel dropped lately.
+    /// This node's requests, and the replies to them, that its kernel dropped lately.
     #[serde(default)]
     pub drops: Vec<ProbeDrop>,
 }

@@ -55,7 +55,7 @@ pub trait Hops: fmt::Debug + Send + Sync {
     /// nothing is counted.
     fn climb(&self, epoch: u64, stream: Stream) -> Option<Climb>;
 
-    /// Probes between this node and a peer that were dropped here lately, the
+    /// Requests of a peer, and replies to it, that were dropped here lately, the
     /// most first.
     fn drops(&self, peer: PeerId) -> Vec<ProbeDrop>;
 }

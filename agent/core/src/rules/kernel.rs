@@ -110,8 +110,9 @@ fn dropped(
     let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
     let (direction, hop) = if !outbound {
         (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
-    } else if worst.site.device.as_ref() == Some(&leads.device) {
-        // On its way to the tunnel device, or taken by it already.
+    } else if worst.site.device.as_ref().is_none_or(|device| *device == leads.device) {
+        // On its way to the tunnel device, or taken by it already; a device
+        // without a name is gone since, as a tunnel that is made anew.
         (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::LeftNic })
     } else {
         (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })

@@ -156,8 +156,8 @@ impl Context<'_> {
         pair.status.as_ref().is_some_and(|(heard, _)| self.at().since(*heard) <= FRESH_NS)
     }
 
-    /// Probes of a stream that this node's kernel dropped lately: where and why,
-    /// whether they were replies, how many.
+    /// Requests of a stream to a peer, and their replies, that this node's kernel
+    /// dropped lately: where and why, whether they were replies, how many.
     fn dropped_here(
         &self,
         peer: PeerId,
@@ -166,7 +166,10 @@ impl Context<'_> {
         let drops = self.now.kernel.seen().into_iter().flat_map(|counts| &counts.drops);
         drops.filter(move |drop| drop.peer == Some(peer) && drop.lately > 0).filter_map(
             move |drop| match drop.probe {
-                Some((of, is_reply)) if of == stream => Some((&drop.site, is_reply, drop.lately)),
+                // The peer's own stream of the same kind goes the other way.
+                Some((of, is_reply)) if of == stream && drop.outbound != is_reply => {
+                    Some((&drop.site, is_reply, drop.lately))
+                }
                 _ => None,
             },
         )

@@ -123,7 +123,7 @@ impl HopReader {
         })
     }
 
-    /// Probes between this node and a peer that were dropped here lately, the
+    /// Requests of a peer, and replies to it, that were dropped here lately, the
     /// most first.
     #[must_use]
     pub fn drops(&self, peer: PeerId) -> Vec<ProbeDrop> {
@@ -133,7 +133,7 @@ impl HopReader {
             .iter()
             .filter(|drop| drop.peer == Some(peer) && drop.lately > 0)
             .filter_map(|drop| {
-                let (stream, reply) = drop.probe?;
+                let (stream, reply) = drop.probe.filter(|(_, reply)| *reply == drop.outbound)?;
                 let packets = u32::try_from(drop.lately).unwrap_or(u32::MAX);
                 Some(ProbeDrop { stream, reply, packets, site: drop.site.clone() })
             })
