@@ -82,6 +82,18 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Whether all of the other lies within this one.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.from <= other.from && other.to <= self.to
+    }
+
+    /// How many hops further its end is than its beginning.
+    #[must_use]
+    pub const fn hops(self) -> u8 {
+        (self.to as u8).saturating_sub(self.from as u8)
+    }
+
     /// Whether the two have a stretch of the ladder in common.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {

@@ -179,8 +179,8 @@ fn silent(context: &Context<'_>, peer: &Peer, underlay: &StreamView, verdicts: &
 
 /// Where the hops say that most of the losses vanished, and which way.
 fn counted(view: &StreamView) -> Option<(Direction, Segment)> {
-    let place = view.places.first().filter(|place| place.count * 2 > view.run.lost())?;
-    Some((place.direction, place.segment))
+    let most = view.places.first().filter(|place| place.count * 2 > view.run.lost())?;
+    Some((most.direction, view.place(most.direction)?))
 }
 
 /// Why the local kernel refuses to send, where that explains the losses.
