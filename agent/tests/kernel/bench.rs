@@ -341,3 +341,8 @@ pub(crate) fn requests(
     };
     send(node, source, target, numbers.map(|seq| probe(1, stream, epoch, seq)).collect());
 }
+
+/// Takes what is sent to the port of probes.
+pub(crate) fn sink(node: &Namespace) -> UdpSocket {
+    node.inside(|| UdpSocket::bind(("0.0.0.0", PROBE_PORT)).unwrap()).join().unwrap()
+}

@@ -9,7 +9,7 @@ use overlaywatch_core::probing::Stream;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::bench::{
-    Loader, Pins, SMALL, VXLAN, device, options, overlay, pair, plan, probe, requests, send,
+    Loader, Pins, SMALL, VXLAN, device, options, overlay, pair, plan, probe, requests, send, sink,
     underlay,
 };
 
@@ -24,6 +24,8 @@ fn probes_are_counted_at_every_hop_and_told_from_live_traffic() {
         Loader::watching(node, options(&pins, Attach::Auto), plan(node, n))
     });
 
+    // Somebody takes them, so that no ICMP error comes back.
+    let _sinks = [sink(&nodes[0]), sink(&nodes[1])];
     requests(&nodes[0], 1, SMALL, EPOCH, 0..100);
     requests(&nodes[0], 1, Stream::Underlay, EPOCH, 0..10);
     // Replies of node 2 to a stream of node 1's.

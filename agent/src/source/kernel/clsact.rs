@@ -188,12 +188,13 @@ fn filter(payload: &[u8], side: u32) -> Option<Filter> {
     }
     let attributes = NlasIterator::new(payload.get(TCMSG_BYTES..)?);
     let options = attributes.flatten().find(|attribute| attribute.kind() == OPTIONS);
-    let is_ours = options.is_some_and(|options| {
-        let options = options.value();
-        NlasIterator::new(options)
-            .flatten()
-            .any(|option| option.kind() == BPF_NAME && option.value().starts_with(NAME_PREFIX))
-    });
+    let is_ours = handle == u32::from(HANDLE)
+        && options.is_some_and(|options| {
+            let options = options.value();
+            NlasIterator::new(options)
+                .flatten()
+                .any(|option| option.kind() == BPF_NAME && option.value().starts_with(NAME_PREFIX))
+        });
     let priority = u16::try_from(info >> 16).ok()?;
     Some(Filter { priority, handle, is_ours })
 }
