@@ -153,7 +153,7 @@ impl Hooks {
 
     fn attach_again(&mut self, pins: &Pins, ebpf: &mut Ebpf, device: &HookedDevice) {
         self.hooked.remove(&device.index);
-        release(pins, device.index);
+        // A side that is still there is taken over as it is.
         self.hook(pins, ebpf, device);
         if !self.hooked.contains_key(&device.index) {
             return;

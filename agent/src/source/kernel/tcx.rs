@@ -4,11 +4,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier};
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use overlaywatch_core::kernel::HookedDevice;
 use overlaywatch_core::model::IfIndex;
 
@@ -20,6 +22,11 @@ use crate::source::SourceError;
 const PROG_QUERY: libc::c_int = 16;
 /// Programs that one side of a device can have (`BPF_MPROG_MAX`).
 const MOST_PROGRAMS: u32 = 64;
+
+/// How often it is tried to attach while an old link still goes, and how long
+/// to wait between.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What `BPF_PROG_QUERY` takes: the member `query` of `union bpf_attr`.
 #[repr(C)]
@@ -94,17 +101,38 @@ pub(super) fn attach(
         return Ok(true);
     }
     pins::remove(&path)?;
-    let order = match side {
-        Side::In => LinkOrder::first(),
-        Side::Out => LinkOrder::last(),
-    };
     let program = side::program(ebpf, device, side)?;
-    let link = program
-        .attach_with_options(&device.name, side.attach_type(), TcAttachOptions::TcxOrder(order))
-        .map_err(|e| failed(&e))?;
+    let link = attach_anew(program, device, side).map_err(|e| failed(&e))?;
     let link = program.take_link(link).map_err(|e| failed(&e))?;
     FdLink::try_from(link).map_err(|e| failed(&e))?.pin(&path).map_err(|e| failed(&e))?;
     Ok(false)
+}
+
+/// A new link. One that was unpinned just now still holds the program for a
+/// moment, since the kernel lets go of links in the background
+/// (bpf_link_put, kernel/bpf/syscall.c).
+fn attach_anew(
+    program: &mut SchedClassifier,
+    device: &HookedDevice,
+    side: Side,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    let mut attempts = ATTEMPTS;
+    loop {
+        let order = match side {
+            Side::In => LinkOrder::first(),
+            Side::Out => LinkOrder::last(),
+        };
+        let options = TcAttachOptions::TcxOrder(order);
+        attempts -= 1;
+        match program.attach_with_options(&device.name, side.attach_type(), options) {
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) && attempts > 0 =>
+            {
+                thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Puts the program into the link that an earlier run pinned, at once. A link
