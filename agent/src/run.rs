@@ -114,13 +114,14 @@ impl Parts {
             updates.clone(),
         )?;
         let (plan, plan_inbox) = watch::channel(Arc::default());
-        let hops: Arc<dyn probe::Hops> =
-            if role == Role::Agent && config.is_enabled(SourceId::Kernel) {
-                let reader = kernel::spawn(kernel_options(config), plan_inbox, updates.clone())?;
-                Arc::new(Counted(reader))
-            } else {
-                Arc::new(probe::Uncounted)
-            };
+        let hops: Arc<dyn probe::Hops> = if role == Role::Agent
+            && config.is_enabled(SourceId::Kernel)
+        {
+            let (reader, _) = kernel::spawn(kernel_options(config), plan_inbox, updates.clone())?;
+            Arc::new(Counted(reader))
+        } else {
+            Arc::new(probe::Uncounted)
+        };
         let prober = config.is_enabled(SourceId::Probe).then(|| {
             let options = probe::Options {
                 port: config.probe_port,
@@ -210,6 +211,7 @@ fn kernel_options(config: &Config) -> kernel::Options {
             Attach::Clsact => kernel::Attach::Clsact,
         },
         probe_port: config.probe_port,
+        types: kernel::TYPES.into(),
     }
 }
 

@@ -24,7 +24,7 @@ pub enum SourceError {
         attempts: u32,
     },
     /// The kernel did not take a program or a map.
-    #[error("{what}: {reason}{}", program_remedy(*.errno))]
+    #[error("{what}: {reason}{}", program_remedy(*.errno, &missing_capabilities()))]
     Program {
         /// What was being done to what.
         what: String,
@@ -32,6 +32,23 @@ pub enum SourceError {
         reason: String,
         /// The error number behind it, if one is.
         errno: Option<i32>,
+    },
+    /// There is no place for pins.
+    #[error("{what}: {source}{}", pins_remedy(.source))]
+    Pins {
+        /// What was being done to what.
+        what: String,
+        /// The error.
+        source: io::Error,
+    },
+    /// Another process works with the same pins.
+    #[error(
+        "an agent is running that keeps its eBPF programs under {pins}, and there is one for each \
+         network namespace: stop it first (`systemctl stop overlaywatch`)"
+    )]
+    Busy {
+        /// Where they are.
+        pins: String,
     },
     /// The kernel's answer is not what this program understands.
     #[error("{what}: {reason}; please report it with the output of `uname -r`")]
@@ -47,6 +64,11 @@ impl SourceError {
     /// A failed system call.
     pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
         Self::Io { what: what.into(), source }
+    }
+
+    /// A failed system call about pins.
+    pub(super) fn pins(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Pins { what: what.into(), source }
     }
 
     /// A program or a map that the kernel did not take. The system call's error
@@ -68,7 +90,7 @@ impl SourceError {
     #[must_use]
     pub fn gap(&self) -> Gap {
         match self {
-            Self::Io { source, .. } => match source.raw_os_error() {
+            Self::Io { source, .. } | Self::Pins { source, .. } => match source.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => Gap::Denied,
                 Some(
                     libc::EOPNOTSUPP | libc::ENOENT | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT,
@@ -82,18 +104,60 @@ impl SourceError {
                 Some(libc::ENOSYS | libc::EOPNOTSUPP) => Gap::Unsupported,
                 _ => Gap::Failed,
             },
-            Self::Unsteady { .. } | Self::Malformed { .. } => Gap::Failed,
+            Self::Unsteady { .. } | Self::Malformed { .. } | Self::Busy { .. } => Gap::Failed,
         }
     }
 }
 
-fn program_remedy(errno: Option<i32>) -> &'static str {
+/// What loading and attaching programs takes (capabilities(7)), by number.
+const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// It includes the two others on top of CAP_NET_ADMIN.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Which of the needed capabilities this thread lacks.
+fn missing_capabilities() -> Vec<&'static str> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // Where that cannot be read it is better to name too many.
+    lacking(effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0))
+}
+
+fn lacking(effective: u64) -> Vec<&'static str> {
+    let has = |number: u32| effective >> number & 1 == 1;
+    let is_root = has(CAP_SYS_ADMIN);
+    let needed = NEEDED.into_iter().filter(|&(_, name)| !is_root || name == "CAP_NET_ADMIN");
+    needed.filter(|&(number, _)| !has(number)).map(|(_, name)| name).collect()
+}
+
+fn program_remedy(errno: Option<i32>, missing: &[&str]) -> String {
     match errno {
-        Some(libc::EPERM | libc::EACCES) => {
-            "; hops are not counted: grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (the unit's \
-             AmbientCapabilities=), and allow bpf(2) in its SystemCallFilter="
+        Some(libc::EPERM | libc::EACCES) if missing.is_empty() => {
+            "; hops are not counted: allow bpf(2) in the unit's SystemCallFilter=, and look at \
+             kernel lockdown, AppArmor and SELinux"
+                .to_owned()
         }
-        Some(libc::ENOSYS) => "; hops are not counted: this kernel is built without bpf(2)",
+        Some(libc::EPERM | libc::EACCES) => format!(
+            "; hops are not counted: grant {} (the unit's AmbientCapabilities= and \
+             CapabilityBoundingSet=)",
+            missing.join(", ")
+        ),
+        Some(libc::ENOSYS) => {
+            "; hops are not counted: this kernel is built without bpf(2)".to_owned()
+        }
+        _ => "; hops are not counted".to_owned(),
+    }
+}
+
+fn pins_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::EROFS) => {
+            "; hops are not counted: have root mount it (`mount -t bpf bpf /sys/fs/bpf`, which \
+             systemd does at boot) with a folder that the agent's user may write to, and name that \
+             as `[ebpf] pin` in the configuration"
+        }
+        Some(libc::ENODEV) => {
+            "; hops are not counted: this kernel has no BPF file system (CONFIG_BPF_SYSCALL)"
+        }
         _ => "; hops are not counted",
     }
 }
@@ -128,6 +192,16 @@ mod tests {
         assert_eq!(gap(libc::EAGAIN), Gap::TimedOut);
         assert_eq!(gap(libc::EIO), Gap::Failed);
         assert_eq!(SourceError::Unsteady { what: "x", attempts: 5 }.gap(), Gap::Failed);
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        assert_eq!(lacking(0), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+        assert_eq!(lacking(1 << 12 | 1 << 39), ["CAP_PERFMON"]);
+        assert_eq!(lacking(1 << 12 | 1 << 21), [""; 0], "CAP_SYS_ADMIN includes them");
+        let remedy = program_remedy(Some(libc::EPERM), &["CAP_PERFMON", "CAP_BPF"]);
+        assert!(remedy.contains("grant CAP_PERFMON, CAP_BPF"), "{remedy}");
+        assert!(program_remedy(Some(libc::EPERM), &[]).contains("SystemCallFilter"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod kernel;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::io;

@@ -13,5 +13,7 @@
 mod between;
 mod faults;
 mod intruders;
+#[path = "../namespace/mod.rs"]
+mod namespace;
 mod net;
 mod wire;

@@ -1,14 +1,11 @@
 //! Namespaces, and probers that run in them.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::net::IpAddr;
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, setns, unshare};
 use overlaywatch::probe::{self, DEFAULT_PORT, Options, Uncounted};
 use overlaywatch_core::assembly::Update;
 use overlaywatch_core::model::{Encapsulation, PeerId};
@@ -16,65 +13,14 @@ use overlaywatch_core::probing::{
     Orders, OwnStatus, ProbeEvent, ProbeRequest, ProberCounters, Stream,
 };
 
+pub(crate) use crate::namespace::Namespace;
+
 pub(crate) const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
 pub(crate) const SMALL: Stream = Stream::Small(VXLAN);
 pub(crate) const FULL: Stream = Stream::Full(VXLAN);
 /// MTU of the overlay: that of the veth pair less the encapsulation.
 pub(crate) const OVERLAY_MTU: u16 = 1_450;
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// A network namespace, which lives as long as this value.
-pub(crate) struct Namespace(File);
-
-impl Namespace {
-    pub(crate) fn new() -> Self {
-        let file = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
-            File::open("/proc/thread-self/ns/net").unwrap()
-        });
-        let namespace = Self(file.join().unwrap());
-        namespace.sh("ip link set lo up");
-        namespace
-    }
-
-    /// Runs `work` on a thread inside the namespace.
-    pub(crate) fn inside<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> thread::JoinHandle<T> {
-        let file = self.0.try_clone().unwrap();
-        thread::spawn(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-    }
-
-    /// Runs a command inside.
-    pub(crate) fn sh(&self, line: &str) {
-        let line = line.to_owned();
-        self.inside(move || {
-            let output = Command::new("sh").args(["-ec", &line]).output().unwrap();
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "`{line}`: {errors}");
-        })
-        .join()
-        .unwrap();
-    }
-
-    /// Moves a device to another namespace.
-    fn give(&self, device: &str, to: &Self) {
-        let (file, device) = (to.0.try_clone().unwrap(), device.to_owned());
-        self.inside(move || {
-            use std::os::fd::AsRawFd;
-            let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-            let output =
-                Command::new("ip").args(["link", "set", &device, "netns", &path]).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        })
-        .join()
-        .unwrap();
-    }
-}
 
 /// Node 1 and node 2.
 pub(crate) fn pair() -> [Namespace; 2] {

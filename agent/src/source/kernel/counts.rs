@@ -38,6 +38,7 @@ pub(super) struct Counts {
     grown_drops: Growth<DropKey>,
     grown_icmp: Growth<IcmpKey>,
     grown_traffic: Growth<TrafficKey>,
+    grown_missed: Growth<u32>,
 }
 
 /// How much counts grew in the last seconds.
@@ -114,6 +115,7 @@ impl Counts {
             grown_drops: Growth::new(),
             grown_icmp: Growth::new(),
             grown_traffic: Growth::new(),
+            grown_missed: Growth::new(),
         })
     }
 
@@ -176,17 +178,22 @@ impl Counts {
             .collect()
     }
 
-    /// What full maps could not count.
-    pub(super) fn missed(&self) -> impl Iterator<Item = String> + '_ {
-        MISSED.into_iter().filter_map(|(index, what)| {
-            let count: u64 = self.missed.get(&index, 0).ok()?.iter().sum();
-            (count > 0).then(|| {
-                format!(
-                    "{count} packets were not counted because the map of {what} is full; \
-                     `overlaywatch agent --detach` empties it"
-                )
+    /// What full maps could not count of late.
+    pub(super) fn missed(&mut self, at: Mono) -> Vec<String> {
+        let count = |index: u32| self.missed.get(&index, 0).map(|each| each.iter().sum());
+        let counts = MISSED.iter().filter_map(|&(index, _)| Some((index, count(index).ok()?)));
+        let lately = self.grown_missed.take(at, counts.collect());
+        let lately = MISSED.into_iter().map(|(index, what)| (what, lately.get(&index)));
+        lately
+            .filter_map(|(what, count)| {
+                let count = count.filter(|&&count| count > 0)?;
+                Some(format!(
+                    "{count} packets were not counted in the last {LATELY_SECONDS} s because the \
+                     map of {what} is full; what was in it before goes on being counted, and \
+                     `overlaywatch agent --detach` beside a stopped agent empties it"
+                ))
             })
-        })
+            .collect()
     }
 }
 

@@ -1,35 +1,28 @@
 //! Programs on devices: attached where the plan says, kept over restarts,
 //! followed when a device goes or another program takes our place.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{LinkOrder, Program, RawTracePoint, SchedClassifier, TcAttachType};
+use aya::programs::RawTracePoint;
+use aya::programs::links::FdLink;
 use aya::util::KernelVersion;
 use nix::net::if_::if_indextoname;
 use overlaywatch_core::kernel::HookedDevice;
 use overlaywatch_core::model::IfIndex;
-use overlaywatch_core::time::Mono;
+use overlaywatch_core::time::{Mono, SECOND};
 
+use super::pins::{self, Pins};
+use super::side::{Place, Side, program_mut};
+use super::{clsact, tcx};
 use crate::clock;
 use crate::source::SourceError;
 
 /// tcx came with 6.6 (kernel/bpf/tcx.c); before, clsact filters do.
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
-/// By which our filters are known.
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x4f57);
-/// Filters on the way in go first, so that whatever others drop was seen.
-const FIRST_PRIORITY: u16 = 1;
-/// Filters on the way out go last, so that what was seen did leave.
-const LAST_PRIORITY: u16 = 0xfff0;
-
-/// What the names of folders that remember a filter begin with.
-pub(super) const FILTER_MARKER: &str = "clsact-";
+/// For how long it is told that something detached us.
+const TOLD_NS: u64 = 600 * SECOND;
 
 /// How programs are attached to devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,77 +46,41 @@ impl Attach {
     }
 }
 
-/// Which way a program looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
-    In,
-    Out,
-}
-
-impl Side {
-    const BOTH: [Self; 2] = [Self::In, Self::Out];
-
-    const fn slug(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-        }
-    }
-
-    const fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::In => TcAttachType::Ingress,
-            Self::Out => TcAttachType::Egress,
-        }
-    }
-
-    const fn order(self) -> LinkOrder {
-        match self {
-            Self::In => LinkOrder::first(),
-            Self::Out => LinkOrder::last(),
-        }
-    }
-
-    const fn filter(self) -> NlOptions {
-        let priority = match self {
-            Self::In => FIRST_PRIORITY,
-            Self::Out => LAST_PRIORITY,
-        };
-        NlOptions { priority, handle: FILTER_HANDLE, classid: None }
-    }
-}
-
 /// A device that both programs are attached to.
 #[derive(Debug)]
 struct Hooked {
     device: HookedDevice,
     /// Since when it is counted; zero when an earlier run began it.
     since: Mono,
+    /// Programs between ours and the wire that ours went around once: it does
+    /// not argue with them.
+    passed: BTreeSet<String>,
+}
+
+/// What went wrong with a device.
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    /// Told until then; none while it lasts.
+    until: Option<Mono>,
 }
 
 /// All attached programs.
 #[derive(Debug)]
 pub(super) struct Hooks {
-    folder: PathBuf,
     is_tcx: bool,
     hooked: BTreeMap<IfIndex, Hooked>,
-    /// What went wrong lately, by device.
-    problems: BTreeMap<IfIndex, String>,
+    problems: BTreeMap<IfIndex, Problem>,
 }
 
 impl Hooks {
-    pub(super) fn new(folder: &Path, attach: Attach) -> Self {
-        Self {
-            folder: folder.to_owned(),
-            is_tcx: attach.is_tcx(),
-            hooked: BTreeMap::new(),
-            problems: BTreeMap::new(),
-        }
+    pub(super) fn new(attach: Attach) -> Self {
+        Self { is_tcx: attach.is_tcx(), hooked: BTreeMap::new(), problems: BTreeMap::new() }
     }
 
     /// What is not watched although it should be.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.problems.values()
+        self.problems.values().map(|problem| &problem.text)
     }
 
     /// Devices that are watched, and since when.
@@ -131,250 +88,215 @@ impl Hooks {
         self.hooked.values().map(|hooked| (&hooked.device, hooked.since))
     }
 
-    /// Attaches the tracepoint's program: the new one before the old one goes,
-    /// so that no drop is missed.
-    pub(super) fn watch_drops(&self, ebpf: &mut Ebpf) -> Result<(), SourceError> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            SourceError::kernel("attaching to the tracepoint skb:kfree_skb", error)
-        };
-        let program = program_mut(ebpf, "ow_kfree_skb")?;
-        let program: &mut RawTracePoint = program.try_into().map_err(|e| failed(&e))?;
-        program.load().map_err(|e| failed(&e))?;
-        let link = program.attach("kfree_skb").map_err(|e| failed(&e))?;
-        let link = program.take_link(link).map_err(|e| failed(&e))?;
-        let path = self.folder.join("link-drops");
-        remove(&path)?;
-        FdLink::from(link).pin(&path).map_err(|e| failed(&e))?;
-        Ok(())
-    }
-
     /// Makes what is attached fit the plan.
-    pub(super) fn follow(&mut self, ebpf: &mut Ebpf, wanted: &[HookedDevice]) {
-        let gone: Vec<IfIndex> = self
-            .hooked
-            .iter()
-            .filter(|(_, hooked)| !wanted.contains(&hooked.device))
-            .map(|(&index, _)| index)
-            .collect();
+    pub(super) fn follow(&mut self, pins: &Pins, ebpf: &mut Ebpf, wanted: &[HookedDevice]) {
+        let mut gone = Vec::new();
+        for (&index, hooked) in &mut self.hooked {
+            match wanted.iter().find(|device| is_same(device, &hooked.device)) {
+                // It may have another name now.
+                Some(device) => hooked.device.clone_from(device),
+                None => gone.push(index),
+            }
+        }
         for index in gone {
             self.hooked.remove(&index);
-            self.release(index);
+            release(pins, index);
         }
-        self.problems.retain(|index, _| wanted.iter().any(|device| device.index == *index));
+        let now = clock::mono();
+        self.problems.retain(|index, problem| {
+            problem.until.is_none_or(|until| now < until)
+                && wanted.iter().any(|device| device.index == *index)
+        });
         for device in wanted {
             if !self.hooked.contains_key(&device.index) {
-                self.hook(ebpf, device);
+                self.hook(pins, ebpf, device);
             }
         }
     }
 
-    /// Attaches again where somebody detached us, and says so.
-    pub(super) fn inspect(&mut self, ebpf: &mut Ebpf) {
-        if !self.is_tcx {
-            return;
-        }
-        let lost: Vec<HookedDevice> = self
-            .hooked
-            .values()
-            .filter(|hooked| !Side::BOTH.iter().all(|&side| is_attached(&hooked.device, side)))
-            .map(|hooked| hooked.device.clone())
-            .collect();
-        for device in lost {
-            self.hooked.remove(&device.index);
-            self.release(device.index);
-            self.hook(ebpf, &device);
+    /// Attaches again where somebody detached us or got between us and the
+    /// wire, and says so.
+    pub(super) fn inspect(&mut self, pins: &Pins, ebpf: &mut Ebpf) {
+        let indexes: Vec<IfIndex> = self.hooked.keys().copied().collect();
+        for index in indexes {
+            let Some(hooked) = self.hooked.get(&index) else { continue };
+            let device = hooked.device.clone();
+            let others = Side::BOTH.iter().try_fold(BTreeSet::new(), |mut others, &side| {
+                others.extend(self.others(ebpf, &device, side)?);
+                Some(others)
+            });
             // A device that is gone is no problem: the next plan knows.
-            if self.hooked.contains_key(&device.index) {
-                tracing::warn!(device = %device.name, "another program detached ours; attached again");
-                let problem = format!(
-                    "something detached this agent's programs from {}; they are attached again, \
-                     and what passed meanwhile is not counted: see `bpftool net show dev {}` for \
-                     who else is there",
-                    device.name, device.name
-                );
-                self.problems.insert(device.index, problem);
+            if !is_there(&device) {
+                continue;
+            }
+            match others {
+                None => self.attach_again(pins, ebpf, &device),
+                Some(others) => self.make_way(pins, ebpf, &device, others),
             }
         }
     }
 
-    /// Unpins links of devices that no plan names any more: those of an earlier run.
-    pub(super) fn sweep(&self) {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for entry in entries {
-            let name = entry.file_name();
-            let index =
-                name.to_str().and_then(|name| name.strip_prefix("link-")).and_then(|rest| {
-                    rest.split_once('-').and_then(|(index, _)| index.parse::<u32>().ok())
-                });
-            if index.is_some_and(|index| !self.hooked.contains_key(&IfIndex(index))) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-
-    fn hook(&mut self, ebpf: &mut Ebpf, device: &HookedDevice) {
-        let mut since = Mono(0);
-        for side in Side::BOTH {
-            match self.attach(ebpf, device, side) {
-                Ok(true) => {}
-                Ok(false) => since = clock::mono(),
-                Err(error) => {
-                    self.release(device.index);
-                    self.problems.insert(device.index, error.to_string());
-                    return;
-                }
-            }
-        }
-        self.problems.remove(&device.index);
-        self.hooked.insert(device.index, Hooked { device: device.clone(), since });
-    }
-
-    /// Attaches one program; whether it took over from an earlier run without a gap.
-    fn attach(
+    /// Who is between one of our programs and the wire; none when ours is not
+    /// there at all.
+    fn others(
         &self,
         ebpf: &mut Ebpf,
         device: &HookedDevice,
         side: Side,
-    ) -> Result<bool, SourceError> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            SourceError::kernel(format!("attaching to {} ({})", device.name, side.slug()), error)
-        };
-        let program = program_mut(ebpf, name_of(device, side))?;
-        let program: &mut SchedClassifier = program.try_into().map_err(|e| failed(&e))?;
-        if program.fd().is_err() {
-            program.load().map_err(|e| failed(&e))?;
+    ) -> Option<BTreeSet<String>> {
+        if self.is_tcx {
+            others(tcx::place(ebpf, device, side))
+        } else {
+            others(clsact::place(device, side))
         }
-        if !self.is_tcx {
-            return attach_filter(&self.folder, program, device, side).map_err(|e| failed(&*e));
+    }
+
+    fn attach_again(&mut self, pins: &Pins, ebpf: &mut Ebpf, device: &HookedDevice) {
+        self.hooked.remove(&device.index);
+        // A side that is still there is taken over as it is.
+        self.hook(pins, ebpf, device);
+        if !self.hooked.contains_key(&device.index) {
+            return;
         }
-        let path = self.path(device.index, side);
-        if let Ok(pinned) = PinnedLink::from_pin(&path) {
-            // Whoever holds the device now: a link to one that is gone fails here.
-            let updated = SchedClassifierLink::try_from(FdLink::from(pinned))
-                .ok()
-                .and_then(|link| program.attach_to_link(link).ok());
-            if let Some(link) = updated {
-                let _ = program.take_link(link);
-                if is_attached(device, side) {
-                    return Ok(true);
+        tracing::warn!(device = %device.name, "another program detached ours; attached again");
+        let text = format!(
+            "something detached this agent's programs from {name}; they are attached again, and \
+             what passed meanwhile is not counted: see `bpftool net show dev {name}` for who else \
+             is there",
+            name = device.name
+        );
+        let until = Some(clock::mono().plus(TOLD_NS));
+        self.problems.insert(device.index, Problem { text, until });
+    }
+
+    /// Goes around programs that came between ours and the wire: once for each,
+    /// since they may have their reasons too.
+    fn make_way(
+        &mut self,
+        pins: &Pins,
+        ebpf: &mut Ebpf,
+        device: &HookedDevice,
+        others: BTreeSet<String>,
+    ) {
+        let Some(hooked) = self.hooked.get(&device.index) else { return };
+        let mut passed = hooked.passed.clone();
+        if others.is_empty() {
+            self.clear_lasting(device.index);
+            return;
+        }
+        if others.is_subset(&passed) {
+            let text = format!(
+                "other programs insist on standing between this agent's and the wire on {name}: \
+                 what they drop is not counted there; see `bpftool net show dev {name}`",
+                name = device.name
+            );
+            self.problems.insert(device.index, Problem { text, until: None });
+            return;
+        }
+        passed.extend(others);
+        self.hooked.remove(&device.index);
+        release(pins, device.index);
+        self.hook(pins, ebpf, device);
+        if let Some(hooked) = self.hooked.get_mut(&device.index) {
+            tracing::info!(device = %device.name, "went around programs that came later");
+            hooked.passed = passed;
+        }
+    }
+
+    /// Removes what earlier runs left: on devices that no plan names any more,
+    /// of other versions, and attached in another way.
+    pub(super) fn sweep(&self, pins: &Pins) {
+        for index in pins.indexes() {
+            if !self.hooked.contains_key(&index) {
+                release(pins, index);
+            } else if self.is_tcx {
+                clsact::release(pins.home(), index);
+            } else {
+                tcx::release(pins.folder(), index);
+            }
+        }
+        pins.forget_other_versions();
+    }
+
+    /// What lasted until now is over.
+    fn clear_lasting(&mut self, index: IfIndex) {
+        if self.problems.get(&index).is_some_and(|problem| problem.until.is_none()) {
+            self.problems.remove(&index);
+        }
+    }
+
+    fn hook(&mut self, pins: &Pins, ebpf: &mut Ebpf, device: &HookedDevice) {
+        if !is_there(device) {
+            return;
+        }
+        let mut since = Mono(0);
+        for side in Side::BOTH {
+            let attached = if self.is_tcx {
+                tcx::attach(pins.folder(), ebpf, device, side)
+            } else {
+                clsact::attach(pins.home(), ebpf, device, side)
+            };
+            match attached {
+                Ok(true) => {}
+                Ok(false) => since = clock::mono(),
+                Err(error) => {
+                    release(pins, device.index);
+                    let problem = Problem { text: error.to_string(), until: None };
+                    self.problems.insert(device.index, problem);
+                    return;
                 }
             }
         }
-        remove(&path)?;
-        let link = program
-            .attach_with_options(
-                &device.name,
-                side.attach_type(),
-                TcAttachOptions::TcxOrder(side.order()),
-            )
-            .map_err(|e| failed(&e))?;
-        let link = program.take_link(link).map_err(|e| failed(&e))?;
-        FdLink::try_from(link).map_err(|e| failed(&e))?.pin(&path).map_err(|e| failed(&e))?;
-        Ok(false)
+        self.clear_lasting(device.index);
+        let passed = BTreeSet::new();
+        self.hooked.insert(device.index, Hooked { device: device.clone(), since, passed });
     }
+}
 
-    /// Takes our programs off a device.
-    fn release(&self, index: IfIndex) {
-        for side in Side::BOTH {
-            let _ = fs::remove_file(self.path(index, side));
-            let marker = format!("{FILTER_MARKER}{}-{}", index.0, side.slug());
-            if fs::remove_dir(self.folder.join(&marker)).is_ok() {
-                detach_filter(&marker);
-            }
+/// Attaches the tracepoint's program: the new one before the old one goes, so
+/// that no drop is missed.
+pub(super) fn watch_drops(pins: &Pins, ebpf: &mut Ebpf) -> Result<(), SourceError> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        SourceError::kernel("attaching to the tracepoint skb:kfree_skb", error)
+    };
+    let program = program_mut(ebpf, "ow_kfree_skb")?;
+    let program: &mut RawTracePoint = program.try_into().map_err(|e| failed(&e))?;
+    program.load().map_err(|e| failed(&e))?;
+    let link = program.attach("kfree_skb").map_err(|e| failed(&e))?;
+    let link = program.take_link(link).map_err(|e| failed(&e))?;
+    let path = pins.folder().join("link-drops");
+    pins::remove(&path)?;
+    FdLink::from(link).pin(&path).map_err(|e| failed(&e))?;
+    Ok(())
+}
+
+/// Who is between us and the wire; none when we are not there. What cannot be
+/// asked counts as being where it should be.
+fn others<T: Debug>(place: Result<Place<T>, SourceError>) -> Option<BTreeSet<String>> {
+    match place {
+        Ok(Place::Outermost) | Err(_) => Some(BTreeSet::new()),
+        Ok(Place::Behind(others)) => {
+            Some(others.iter().map(|other| format!("{other:?}")).collect())
         }
-    }
-
-    fn path(&self, index: IfIndex, side: Side) -> PathBuf {
-        self.folder.join(format!("link-{}-{}", index.0, side.slug()))
+        Ok(Place::Gone) => None,
     }
 }
 
-/// Attaches a filter to clsact. It stays when the agent ends, and a folder among
-/// the pins remembers it, since a filter itself cannot be pinned.
-fn attach_filter(
-    folder: &Path,
-    program: &mut SchedClassifier,
-    device: &HookedDevice,
-    side: Side,
-) -> Result<bool, Box<dyn std::error::Error>> {
-    // Where it is there already, others may use it too. Where it cannot be
-    // there, attaching fails and says why.
-    let _ = tc::qdisc_add_clsact(&device.name);
-    let marker = folder.join(format!("{FILTER_MARKER}{}-{}", device.index.0, side.slug()));
-    let is_ours = marker.is_dir();
-    let attach_type = side.attach_type();
-    let NlOptions { priority, handle, classid } = side.filter();
-    let link = if is_ours {
-        // The same handle: the kernel replaces the program at once.
-        let known =
-            SchedClassifierLink::attached(&device.name, attach_type, priority, handle, classid)?;
-        program.attach_to_link(known)
-    } else {
-        program.attach_with_options(
-            &device.name,
-            attach_type,
-            TcAttachOptions::Netlink(side.filter()),
-        )
-    };
-    // Dropping the link would take the filter away.
-    std::mem::forget(program.take_link(link?)?);
-    if !is_ours {
-        fs::create_dir(marker)?;
-    }
-    Ok(is_ours)
+/// The same programs are right for both, whatever the device is called.
+fn is_same(one: &HookedDevice, other: &HookedDevice) -> bool {
+    one.index == other.index
+        && one.tunnel.is_some() == other.tunnel.is_some()
+        && one.is_ethernet == other.is_ethernet
 }
 
-/// Takes the filter that a marker stands for off its device, if that is still there.
-pub(super) fn detach_filter(marker: &str) {
-    let Some((index, side)) =
-        marker.strip_prefix(FILTER_MARKER).and_then(|rest| rest.split_once('-'))
-    else {
-        return;
-    };
-    let Some(name) = index.parse().ok().and_then(|index| if_indextoname(index).ok()) else {
-        return;
-    };
-    let Ok(name) = name.into_string() else { return };
-    let side = if side == Side::In.slug() { Side::In } else { Side::Out };
-    let NlOptions { priority, handle, classid } = side.filter();
-    // Dropping the link takes the filter away.
-    drop(SchedClassifierLink::attached(&name, side.attach_type(), priority, handle, classid));
+/// Whether the device still has this index and this name: programs are attached
+/// by name, and the name may be another device's by now.
+fn is_there(device: &HookedDevice) -> bool {
+    if_indextoname(device.index.0).is_ok_and(|name| name.to_bytes() == device.name.as_bytes())
 }
 
-/// Whether one of our programs is on a device.
-fn is_attached(device: &HookedDevice, side: Side) -> bool {
-    let name = name_of(device, side);
-    SchedClassifier::query_tcx(&device.name, side.attach_type()).is_ok_and(|(_, programs)| {
-        programs.iter().any(|p| p.name_as_str().is_some_and(|known| name.starts_with(known)))
-    })
-}
-
-/// The program for one side of a device.
-const fn name_of(device: &HookedDevice, side: Side) -> &'static str {
-    match (device.tunnel.is_some(), side, device.is_ethernet) {
-        (true, Side::In, true) => "ow_tunnel_in",
-        (true, Side::Out, true) => "ow_tunnel_out",
-        (true, Side::In, false) => "ow_tunnel_in_l3",
-        (true, Side::Out, false) => "ow_tunnel_out_l3",
-        (false, Side::In, true) => "ow_underlay_in",
-        (false, Side::Out, true) => "ow_underlay_out",
-        (false, Side::In, false) => "ow_underlay_in_l3",
-        (false, Side::Out, false) => "ow_underlay_out_l3",
-    }
-}
-
-fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, SourceError> {
-    ebpf.program_mut(name).ok_or_else(|| SourceError::Malformed {
-        what: "the eBPF object".to_owned(),
-        reason: format!("it has no program {name}"),
-    })
-}
-
-fn remove(path: &Path) -> Result<(), SourceError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(SourceError::io(format!("removing {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
+/// Takes our programs off a device.
+fn release(pins: &Pins, index: IfIndex) {
+    tcx::release(pins.folder(), index);
+    clsact::release(pins.home(), index);
 }

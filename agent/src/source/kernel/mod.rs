@@ -5,24 +5,26 @@
 //! namespace in which it was started, and blocks in system calls.
 
 pub mod btf;
+mod clsact;
 mod counts;
 mod hooks;
 mod names;
+mod netns;
 mod pins;
 mod programs;
+mod settings;
+mod side;
 pub mod symbols;
+mod tcx;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData};
-use ipnet::IpNet;
+use aya::maps::{HashMap, MapData};
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
 use overlaywatch_core::kernel::{HookPlan, KernelCounts, PacketDrop};
 use overlaywatch_core::ladder::{Climb, HopWindows, Window};
@@ -30,15 +32,17 @@ use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::{ProbeDrop, Stream};
 use overlaywatch_core::time::{MILLISECOND, Mono, SECOND};
 use overlaywatch_ebpf as layout;
-use overlaywatch_ebpf::{Address, ProbeKey, Windows, hop, role};
+use overlaywatch_ebpf::{ProbeKey, Windows, hop};
 use tokio::sync::{mpsc, watch};
 
 use self::counts::Counts;
 pub use self::hooks::Attach;
 use self::hooks::Hooks;
 use self::names::Names;
+use self::pins::Pins;
 pub use self::pins::detach;
 use self::programs::Programs;
+use self::settings::Settings;
 use super::SourceError;
 use super::meter::{Closed, send};
 use crate::clock;
@@ -62,6 +66,9 @@ const GONE_NS: u64 = 3 * SECOND;
 /// After a failed start it is tried again: the remedy may need no restart.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// Where kernels that have type information of their own show it.
+pub const TYPES: &str = "/sys/kernel/btf/vmlinux";
+
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,6 +78,8 @@ pub struct Options {
     pub attach: Attach,
     /// UDP port of probes.
     pub probe_port: u16,
+    /// The kernel's type information, [`TYPES`].
+    pub types: PathBuf,
 }
 
 /// What readers of hops need: the map itself, and what is counted.
@@ -166,7 +175,8 @@ const fn window(of: layout::Window) -> Window {
     Window { highest: of.highest, mask: of.mask, count: of.count }
 }
 
-/// Starts the thread in the calling thread's network namespace.
+/// Starts the thread in the calling thread's network namespace. It ends when
+/// nobody listens to its updates any more, and leaves all in the kernel as it is.
 ///
 /// # Errors
 /// When the system refuses a thread.
@@ -174,14 +184,14 @@ pub fn spawn(
     options: Options,
     plan: watch::Receiver<Arc<HookPlan>>,
     updates: mpsc::Sender<Update>,
-) -> io::Result<HopReader> {
+) -> io::Result<(HopReader, JoinHandle<()>)> {
     let (publish, reader) = watch::channel(None);
     let work = move || {
         let Closed = run(&options, &plan, &updates, &publish);
         tracing::debug!("nobody listens any more");
     };
-    thread::Builder::new().name("ebpf".to_owned()).spawn(work)?;
-    Ok(HopReader(reader))
+    let thread = thread::Builder::new().name("ebpf".to_owned()).spawn(work)?;
+    Ok((HopReader(reader), thread))
 }
 
 /// Loads and follows until nobody listens; a failure is a gap, and tried again.
@@ -194,10 +204,7 @@ fn run(
     loop {
         let began = clock::mono();
         let error = match Watcher::start(options) {
-            Ok(watcher) => match watcher.watch(plan, updates, publish) {
-                Ok(error) => error,
-                Err(closed) => return closed,
-            },
+            Ok(watcher) => return watcher.watch(plan, updates, publish),
             Err(error) => error,
         };
         publish.send_replace(None);
@@ -222,6 +229,7 @@ fn run(
 
 /// Everything that the thread owns.
 struct Watcher {
+    pins: Pins,
     programs: Programs,
     hooks: Hooks,
     counts: Counts,
@@ -235,42 +243,26 @@ struct Watcher {
     pruned: BTreeMap<ProbeKey, Windows>,
 }
 
-/// The maps that tell programs what to look for, and what they hold.
-struct Settings {
-    devices: HashMap<MapData, u32, u32>,
-    ports: Array<MapData, [u64; 1024]>,
-    peers: LpmTrie<MapData, Address, Address>,
-    told: HookPlan,
-    /// Since when each port is told; zero for those of the first plan, which an
-    /// earlier run may have told already.
-    ports_since: BTreeMap<u16, Mono>,
-    /// Since when encapsulations that had a tunnel device have none.
-    gone_since: BTreeMap<Encapsulation, Mono>,
-}
-
 impl Watcher {
     fn start(options: &Options) -> Result<Self, SourceError> {
-        let netns = pins::netns()?;
-        let folder = pins::prepare(&options.pin, netns)?;
-        let mut programs = programs::load(&folder, netns, options.probe_port)?;
+        let netns = netns::own()?;
+        let pins = Pins::open(&options.pin, netns)?;
+        let folder = pins.folder();
+        let mut programs = programs::load(folder, &options.types, netns, options.probe_port)?;
         let ebpf = &mut programs.ebpf;
         let counts = Counts::open(ebpf)?;
         let probes = Arc::new(counts::take(ebpf, "PROBES")?);
-        let prunable = counts::pinned(&folder, "PROBES")?;
-        let settings = Settings {
-            devices: counts::take(ebpf, "DEVICES")?,
-            ports: counts::take(ebpf, "PORTS")?,
-            peers: counts::take(ebpf, "PEERS")?,
-            told: HookPlan::default(),
-            ports_since: BTreeMap::new(),
-            gone_since: BTreeMap::new(),
-        };
-        let hooks = Hooks::new(&folder, options.attach);
-        if programs.lacks.is_none() {
-            hooks.watch_drops(ebpf)?;
+        let prunable = counts::pinned(folder, "PROBES")?;
+        let settings = Settings::open(ebpf)?;
+        let hooks = Hooks::new(options.attach);
+        if programs.lacks.is_none()
+            && let Err(error) = hooks::watch_drops(&pins, ebpf)
+        {
+            programs.lacks = Some(format!("drops are not counted: {error}"));
         }
         let names = Names::new(std::mem::take(&mut programs.reasons));
         Ok(Self {
+            pins,
             programs,
             hooks,
             counts,
@@ -283,33 +275,31 @@ impl Watcher {
         })
     }
 
-    /// Works until nobody listens, or until something fails.
+    /// Works until nobody listens.
     fn watch(
         mut self,
         plan: &watch::Receiver<Arc<HookPlan>>,
         updates: &mpsc::Sender<Update>,
         publish: &watch::Sender<Option<Arc<Counted>>>,
-    ) -> Result<SourceError, Closed> {
+    ) -> Closed {
         let mut tick = 0_u32;
         let mut followed = Arc::default();
+        let mut is_swept = false;
         loop {
             let began = clock::mono();
             let wanted = Arc::clone(&plan.borrow());
             if !Arc::ptr_eq(&wanted, &followed) {
-                let is_first_plan = self.settings.told.devices.is_empty();
-                if let Err(error) = self.settings.tell(&wanted) {
-                    return Ok(error);
-                }
-                if is_first_plan && !wanted.devices.is_empty() {
-                    self.hooks.follow(&mut self.programs.ebpf, &wanted.devices);
-                    self.hooks.sweep();
-                }
+                self.settings.tell(&wanted);
                 followed = Arc::clone(&wanted);
             }
             // Each time: what could not be attached may be attached now.
-            self.hooks.follow(&mut self.programs.ebpf, &wanted.devices);
+            self.hooks.follow(&self.pins, &mut self.programs.ebpf, &wanted.devices);
+            if !is_swept && !wanted.devices.is_empty() {
+                self.hooks.sweep(&self.pins);
+                is_swept = true;
+            }
             if tick.is_multiple_of(INSPECT_EVERY) {
-                self.hooks.inspect(&mut self.programs.ebpf);
+                self.hooks.inspect(&self.pins, &mut self.programs.ebpf);
             }
             if tick.is_multiple_of(PRUNE_EVERY) && tick > 0 {
                 self.prune();
@@ -317,16 +307,20 @@ impl Watcher {
             if tick.is_multiple_of(DROPS_EVERY) {
                 self.read(began, tick);
                 publish.send_replace(Some(Arc::new(self.counted())));
-                send(updates, Update::Kernel(Box::new(self.current.clone())))?;
+                let counts = Update::Kernel(Box::new(self.current.clone()));
                 let duration_ns = clock::mono().since(began);
                 let source = SourceId::Kernel;
                 let report = SourceReport { source, gap: None, detail: String::new(), duration_ns };
-                send(updates, Update::Source(report))?;
+                let told =
+                    send(updates, counts).and_then(|()| send(updates, Update::Source(report)));
+                if let Err(closed) = told {
+                    return closed;
+                }
             }
             tick = tick.wrapping_add(1);
             thread::sleep(TICK);
             if updates.is_closed() {
-                return Err(Closed);
+                return Closed;
             }
         }
     }
@@ -334,7 +328,7 @@ impl Watcher {
     fn read(&mut self, at: Mono, tick: u32) {
         self.current.drops = self.counts.drops(at, &mut self.names);
         self.current.icmp = self.counts.icmp(at);
-        let rounds = 1 + self.settings.told.peers.len() / TRAFFIC_ADDRESSES;
+        let rounds = 1 + self.settings.told().peers.len() / TRAFFIC_ADDRESSES;
         let every = TRAFFIC_EVERY.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
         if tick.is_multiple_of(every) {
             self.current.traffic = self.counts.traffic(at);
@@ -346,13 +340,14 @@ impl Watcher {
             .iter()
             .chain(self.hooks.problems())
             .cloned()
-            .chain(self.counts.missed())
+            .chain(self.settings.problems())
+            .chain(self.counts.missed(at))
             .collect();
     }
 
     fn counted(&self) -> Counted {
         let wanted: BTreeSet<_> =
-            self.settings.told.devices.iter().filter(|d| d.tunnel.is_none()).collect();
+            self.settings.told().devices.iter().filter(|d| d.tunnel.is_none()).collect();
         let nics: Vec<Mono> = self
             .hooks
             .watched()
@@ -364,7 +359,7 @@ impl Watcher {
             underlay: nics.iter().max().copied().filter(|_| nics.len() == wanted.len()),
             tunnels: self
                 .settings
-                .told
+                .told()
                 .devices
                 .iter()
                 .filter_map(|device| {
@@ -373,8 +368,8 @@ impl Watcher {
                     Some((device.tunnel?, since))
                 })
                 .collect(),
-            ports: self.settings.ports_since.clone(),
-            gone: self.settings.gone_since.clone(),
+            ports: self.settings.ports().clone(),
+            gone: self.settings.gone().clone(),
             drops: Arc::new(self.current.drops.clone()),
         }
     }
@@ -393,79 +388,4 @@ impl Watcher {
             self.pruned.remove(&key);
         }
     }
-}
-
-impl Settings {
-    /// Tells the programs what changed in the plan.
-    fn tell(&mut self, plan: &HookPlan) -> Result<(), SourceError> {
-        let failed = |what: &str| {
-            let what = format!("telling the programs of {what}");
-            move |error: aya::maps::MapError| SourceError::kernel(what, &error)
-        };
-        if self.told == *plan {
-            return Ok(());
-        }
-        if self.told == HookPlan::default() {
-            self.forget_earlier_run();
-        }
-        for device in self.told.devices.iter().filter(|device| !plan.devices.contains(device)) {
-            let _ = self.devices.remove(&device.index.0);
-            if let Some(encapsulation) = device.tunnel {
-                self.gone_since.insert(encapsulation, clock::mono());
-            }
-        }
-        let has_device = |one: &Encapsulation| plan.devices.iter().any(|d| d.tunnel == Some(*one));
-        self.gone_since.retain(|encapsulation, _| !has_device(encapsulation));
-        for device in &plan.devices {
-            let role = if device.tunnel.is_some() { role::TUNNEL } else { role::UNDERLAY };
-            self.devices.insert(device.index.0, role, 0).map_err(failed("devices"))?;
-        }
-        if self.told.ports != plan.ports {
-            let mut bits = [0_u64; 1024];
-            for &port in &plan.ports {
-                bits[usize::from(port >> 6)] |= 1 << (port & 63);
-            }
-            self.ports.set(0, bits, 0).map_err(failed("ports"))?;
-            let now = if self.told.ports.is_empty() { Mono(0) } else { clock::mono() };
-            self.ports_since.retain(|port, _| plan.ports.contains(port));
-            for &port in &plan.ports {
-                self.ports_since.entry(port).or_insert(now);
-            }
-        }
-        for network in self.told.peers.keys().filter(|net| !plan.peers.contains_key(net)) {
-            let _ = self.peers.remove(&key_of(network));
-        }
-        for (network, peer) in &plan.peers {
-            if self.told.peers.get(network) != Some(peer) {
-                let address = counts::address_of(peer.0);
-                self.peers.insert(&key_of(network), address, 0).map_err(failed("peers"))?;
-            }
-        }
-        self.told = plan.clone();
-        Ok(())
-    }
-}
-
-impl Settings {
-    /// What an earlier run told may hold no more.
-    fn forget_earlier_run(&mut self) {
-        let devices: Vec<u32> = self.devices.keys().map_while(Result::ok).collect();
-        for index in devices {
-            let _ = self.devices.remove(&index);
-        }
-        let peers: Vec<Key<Address>> = self.peers.keys().map_while(Result::ok).collect();
-        for network in peers {
-            let _ = self.peers.remove(&network);
-        }
-    }
-}
-
-/// A network as the trie has it: IPv4 mapped into IPv6.
-fn key_of(network: &IpNet) -> Key<Address> {
-    let bits = match network.network() {
-        IpAddr::V4(_) => 96,
-        IpAddr::V6(_) => 0,
-    };
-    let length = bits + u32::from(network.prefix_len());
-    Key::new(length, counts::address_of(network.network()))
 }

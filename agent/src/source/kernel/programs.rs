@@ -10,8 +10,6 @@ use overlaywatch_ebpf::{Kernel, NO_OFFSET, OBJECT};
 use super::btf::Btf;
 use crate::source::SourceError;
 
-/// The kernel's type information.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// What names of drop reasons begin with.
 const REASON_PREFIX: &str = "SKB_DROP_REASON_";
 /// The argument of skb:kfree_skb that is the reason, counted from one.
@@ -28,18 +26,27 @@ pub(super) struct Programs {
 }
 
 /// Loads the object; maps that are pinned in `folder` already are taken over.
-pub(super) fn load(folder: &Path, netns: u32, probe_port: u16) -> Result<Programs, SourceError> {
+/// `types` is the kernel's type information.
+pub(super) fn load(
+    folder: &Path,
+    types: &Path,
+    netns: u32,
+    probe_port: u16,
+) -> Result<Programs, SourceError> {
     let mut kernel = Kernel { netns, probe_port, ..Kernel::UNKNOWN };
-    let (reasons, lacks) = match fs::read(VMLINUX) {
-        Ok(bytes) => learn(&bytes, &mut kernel)?,
-        Err(error) => (
-            BTreeMap::new(),
-            Some(format!(
-                "drops are not counted: this kernel has no type information ({VMLINUX}: {error}); \
-                 a kernel with CONFIG_DEBUG_INFO_BTF has"
-            )),
-        ),
-    };
+    let learnt = fs::read(types).map_err(|error| error.to_string());
+    let learnt = learnt.and_then(|bytes| {
+        let btf = Btf::parse(&bytes).map_err(|error| error.to_string())?;
+        Ok(learn(&btf, &mut kernel))
+    });
+    let (reasons, lacks) = learnt.unwrap_or_else(|error| {
+        let lacks = format!(
+            "drops are not counted: this kernel has no type information ({}: {error}); a kernel \
+             with CONFIG_DEBUG_INFO_BTF has",
+            types.display()
+        );
+        (BTreeMap::new(), Some(lacks))
+    });
     let ebpf = EbpfLoader::new()
         // No program needs relocation, and reading the kernel's types once is enough.
         .btf(None)
@@ -51,14 +58,7 @@ pub(super) fn load(folder: &Path, netns: u32, probe_port: u16) -> Result<Program
 }
 
 /// Fills in what the kernel's types say; names of drop reasons, and what is missing.
-fn learn(
-    bytes: &[u8],
-    kernel: &mut Kernel,
-) -> Result<(BTreeMap<u32, String>, Option<String>), SourceError> {
-    let btf = Btf::parse(bytes).map_err(|error| SourceError::Malformed {
-        what: VMLINUX.to_owned(),
-        reason: error.to_string(),
-    })?;
+fn learn(btf: &Btf<'_>, kernel: &mut Kernel) -> (BTreeMap<u32, String>, Option<String>) {
     let mut lacks = Vec::new();
     let mut offset = |structure: &str, path: &[&str]| {
         btf.offset(structure, path).unwrap_or_else(|| {
@@ -86,5 +86,5 @@ fn learn(
         .collect();
     let lacks = (!lacks.is_empty())
         .then(|| format!("drops are counted in part: this kernel has no {}", lacks.join(", ")));
-    Ok((reasons, lacks))
+    (reasons, lacks)
 }

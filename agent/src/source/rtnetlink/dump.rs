@@ -9,8 +9,8 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::wire::{self, HEADER_BYTES, messages};
 use crate::source::SourceError;
+use crate::source::wire::{self, HEADER_BYTES, messages};
 
 /// How often a dump that the kernel marks as inconsistent is begun again.
 const ATTEMPTS: u32 = 5;

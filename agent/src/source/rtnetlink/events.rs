@@ -9,8 +9,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 use rtnetlink::MulticastGroup;
 
-use super::wire::{self, Message, messages};
 use crate::source::SourceError;
+use crate::source::wire::{self, Message, messages};
 
 /// Datagrams read in one go: more wait for the next round, so that a storm of
 /// events cannot keep the thread from its other sources.

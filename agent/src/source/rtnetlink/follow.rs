@@ -11,10 +11,10 @@ use tokio::sync::mpsc::Sender;
 use super::dump::dump;
 use super::events::{Drained, Events};
 use super::feed::{Common, Event, Feed};
-use super::wire::Message;
 use crate::clock;
 use crate::source::SourceError;
 use crate::source::meter::{Closed, Run, metered, send};
+use crate::source::wire::Message;
 
 /// After a dump a source rests for this many times the dump's processor time: no
 /// table, however large and restless, costs more than a twentieth of a core.

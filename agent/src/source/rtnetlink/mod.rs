@@ -21,7 +21,6 @@ mod feed;
 mod feeds;
 mod follow;
 pub mod translate;
-mod wire;
 
 use std::thread;
 use std::time::Duration;
@@ -35,6 +34,7 @@ use tokio::sync::mpsc::Sender;
 use super::meter::{Closed, disabled};
 use super::{ATTENTION, Options};
 use crate::clock;
+use crate::source::wire;
 use feed::Common;
 use feeds::{Addresses, Fdb, Links, Neighbours, Routes, Rules};
 use follow::{Context, Follow, Follower};
