@@ -165,66 +165,6 @@ impl StreamView {
     }
 }
 
-/// Lost probes that vanished in one direction and segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// Which way.
-    pub direction: Direction,
-    /// Where.
-    pub segment: Segment,
-    /// How many.
-    pub count: u32,
-}
-
-/// Losses since the latest answered probe, by time of sending.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// Lost on the way to the peer.
-    pub outbound: u32,
-    /// Lost on the way back.
-    pub inbound: u32,
-    /// Lost, nobody can tell where.
-    pub undetermined: u32,
-    /// When the first of them was sent.
-    pub first: Mono,
-    /// When the last of them was sent.
-    pub last: Mono,
-}
-
-impl Run {
-    /// How many.
-    #[must_use]
-    pub const fn lost(&self) -> u32 {
-        self.outbound.saturating_add(self.inbound).saturating_add(self.undetermined)
-    }
-
-    /// Nanoseconds between the first and the last.
-    #[must_use]
-    pub const fn span_ns(&self) -> u64 {
-        self.last.since(self.first)
-    }
-}
-
-impl StreamView {
-    /// Whether it lost anything that a verdict could rest on.
-    #[must_use]
-    pub const fn is_lossy(&self) -> bool {
-        self.run.lost() > 0 || self.gray_outbound || self.gray_inbound || self.gray_undetermined
-    }
-
-    /// Where most of the losses in one direction vanished, if the hops tell.
-    #[must_use]
-    pub fn place(&self, direction: Direction) -> Option<Segment> {
-        let towards = |one: Direction| {
-            self.places.iter().find(|place| place.direction == one).map(|place| place.segment)
-        };
-        match direction {
-            Direction::Outbound | Direction::Inbound => towards(direction),
-            Direction::Both => towards(Direction::Outbound).or(towards(Direction::Inbound)),
-        }
-    }
-}
-
 /// Counters of a stream since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Total {
