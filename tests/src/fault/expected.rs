@@ -107,6 +107,12 @@ pub(super) const fn may_speak(node: usize, peer: usize) -> Expected {
     counts(node, peer, NO_DIRECTION, NO_HOP)
 }
 
+/// A node may speak of itself, and need not.
+pub(super) const fn may_speak_of_itself(node: usize) -> Expected {
+    let subject = Subject::Node;
+    Expected { node, code: None, subject, directions: NO_DIRECTION, hops: NO_HOP }
+}
+
 impl Expected {
     /// Whether it is the same node's word about the same peer.
     pub(super) fn is_of_pair_of(&self, other: &Self) -> bool {

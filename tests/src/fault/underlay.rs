@@ -7,8 +7,8 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, may_speak, says,
-    says_itself,
+    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, may_speak,
+    may_speak_of_itself, says, says_itself,
 };
 use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
 use crate::filter::{self, Drops, Place};
@@ -214,7 +214,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
             says_itself(B, Code::UnderlayLinkDown, Subject::Uplink),
         ],
-        counted: &[may_speak(B, A), may_speak(B, C)],
+        counted: &[may_speak(B, A), may_speak(B, C), may_speak_of_itself(B)],
         ..PLAIN
     },
     Fault {

@@ -16,6 +16,8 @@ use crate::time::{MILLISECOND, SECOND};
 const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
 /// How long a verdict waits for device counters that are newer than the losses.
 const COUNTERS_NS: u64 = 3 * SECOND;
+/// How long a verdict on the wire waits for what the sender's kernel dropped.
+const TOLD_NS: u64 = 2_500 * MILLISECOND;
 /// Losses of the sparser streams (full-sized, echo) that make a dead path; for
 /// echo, beside an underlay stream that is dead already.
 const SPARSE_DEAD_RUN: u32 = 3;
@@ -211,8 +213,9 @@ fn overlay(
     // The underlay answered since, so it is not just that both die together.
     let answered_since = underlay.last_answer.is_some_and(|at| at > small.run.first);
     if is_dead(&small.run, DEAD_RUN) && answered_since {
+        let stream = Stream::Small(encapsulation);
         let is_counted = direction(small).is_some_and(|way| small.place(way).is_some());
-        if (is_counted && kernel_tells(context, small))
+        if (is_counted && kernels_tell(context, peer, small, stream))
             || (!is_counted && (!outbound(small) || counters_tell(context, small)))
         {
             let finding = dead(context, peer, leads, small, underlay);
@@ -263,14 +266,19 @@ fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
     read_since || context.at().since(small.run.first) >= COUNTERS_NS
 }
 
-/// Whether the kernel's drops were read late enough to have seen the losses, or
-/// will not be in time for the verdict.
-fn kernel_tells(context: &Context<'_>, small: &StreamView) -> bool {
+/// Whether the kernels on both sides had the time to say what they dropped of
+/// these losses, or will not say it in time for the verdict.
+fn kernels_tell(context: &Context<'_>, peer: &Peer, small: &StreamView, stream: Stream) -> bool {
     let read_since = match &context.now.kernel {
         Fact::Seen { at, .. } => *at >= small.run.last,
         Fact::Absent { .. } | Fact::Missing(_) => true,
     };
-    read_since || context.at().since(small.run.first) >= COUNTERS_NS
+    let wire = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
+    // What the peer dropped of its replies comes with a later reply.
+    let is_told = direction(small) != Some(Direction::Inbound)
+        || context.place(peer, stream, Direction::Inbound) != Some(wire)
+        || context.at().since(small.run.first) >= TOLD_NS;
+    (read_since && is_told) || context.at().since(small.run.first) >= COUNTERS_NS
 }
 
 /// Packets that the tunnel device refused, where they account for what is lost
