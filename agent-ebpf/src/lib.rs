@@ -190,6 +190,40 @@ pub struct Traffic {
     pub probes: u64,
 }
 
+/// Slots for traffic in each direction: 14 kB of each processor, of the 32 kB
+/// that a value of a per-CPU map may have (include/linux/percpu.h,
+/// `PCPU_MIN_UNIT_SIZE`). A power of two.
+pub const SLOTS: usize = 256;
+
+/// A place for traffic that is found without a search: the first key that
+/// comes to it has it for good, and others go to the map of traffic.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Whose it is; nobody's while the encapsulation is none.
+    pub key: TrafficKey,
+    /// Zero.
+    pub pad: u32,
+    /// How much.
+    pub traffic: Traffic,
+}
+
+/// Slots of one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Slots(pub [Slot; SLOTS]);
+
+impl Slots {
+    /// Index of the slot that an address may have (Fibonacci hashing: the upper
+    /// bits of the product depend on all bits of the address).
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(address: &Address) -> usize {
+        let [a, b, c, d] = address.0;
+        ((a ^ b ^ c ^ d).wrapping_mul(0x9e37_79b9) >> (32 - SLOTS.ilog2())) as usize
+    }
+}
+
 /// What a dropped packet was.
 pub mod form {
     /// An encapsulated packet with its outer header.
@@ -355,7 +389,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../overlaywatch.bpf.o");
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Address, DropKey, Dropped, Icmp, IcmpKey, Kernel, ProbeKey, Traffic, TrafficKey, Windows,
+        Address, DropKey, Dropped, Icmp, IcmpKey, Kernel, ProbeKey, Slots, Traffic, TrafficKey,
+        Windows,
     };
 
     macro_rules! pod {
@@ -365,5 +400,5 @@ mod pod {
             unsafe impl aya::Pod for $layout {}
         )*};
     }
-    pod!(Address DropKey Dropped Icmp IcmpKey Kernel ProbeKey Traffic TrafficKey Windows);
+    pod!(Address DropKey Dropped Icmp IcmpKey Kernel ProbeKey Slots Traffic TrafficKey Windows);
 }

@@ -11,6 +11,8 @@
 mod drops;
 mod maps;
 mod packet;
+mod quick;
+mod traffic;
 mod tunnel;
 mod underlay;
 

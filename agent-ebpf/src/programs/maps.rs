@@ -5,7 +5,7 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use overlaywatch_ebpf::{
     Address, DropKey, Dropped, Icmp, IcmpKey, Kernel, MAX_DEVICES, MAX_DROPS, MAX_ICMP, MAX_PEERS,
-    MAX_PROBES, MAX_TRAFFIC, ProbeKey, Traffic, TrafficKey, Windows, missed,
+    MAX_PROBES, MAX_TRAFFIC, ProbeKey, Slots, Traffic, TrafficKey, Windows, missed,
 };
 
 /// Memory is taken when an entry comes (include/uapi/linux/bpf.h). Not for maps
@@ -27,7 +27,10 @@ pub static PORTS: Array<[u64; 1024]> = Array::pinned(1, 0);
 /// Probes by stream.
 #[map]
 pub static PROBES: HashMap<ProbeKey, Windows> = HashMap::pinned(MAX_PROBES, BPF_F_NO_PREALLOC);
-/// Encapsulated traffic.
+/// Encapsulated traffic, by direction: an array needs no call to be looked into.
+#[map]
+pub static SLOTS: PerCpuArray<Slots> = PerCpuArray::pinned(2, 0);
+/// Encapsulated traffic that found its slot taken.
 #[map]
 pub static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> =
     PerCpuHashMap::pinned(MAX_TRAFFIC, BPF_F_NO_PREALLOC);

@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::TcContext;
 use overlaywatch_ebpf::{
-    Address, MAGIC, PROBE_VERSION, ProbeHead, ProbeKey, REPLY, REQUEST, UNDERLAY_STREAM, Windows,
-    missed,
+    Address, MAGIC, PROBE_VERSION, ProbeHead, ProbeKey, REPLY, REQUEST, TrafficKey,
+    UNDERLAY_STREAM, Windows, direction, missed,
 };
 
 use crate::maps::{PROBES, kernel, miss, peer};
@@ -18,6 +18,10 @@ pub const VLAN: u16 = 0x8100;
 pub const SERVICE_VLAN: u16 = 0x88a8;
 /// UDP (include/uapi/linux/in.h).
 pub const UDP: u8 = 17;
+/// ICMP.
+pub const ICMP_V4: u8 = 1;
+/// ICMPv6 (include/uapi/linux/in6.h).
+pub const ICMP_V6: u8 = 58;
 /// An Ethernet header.
 pub const ETHERNET_BYTES: usize = 14;
 /// A UDP header.
@@ -96,6 +100,15 @@ impl Ports {
 pub enum Way {
     In,
     Out,
+}
+
+impl Way {
+    /// What traffic this way with the other end is counted by.
+    #[inline(always)]
+    pub fn key(self, peer: Address, encapsulation: u8, port: u16) -> TrafficKey {
+        let direction = if self == Self::In { direction::INGRESS } else { direction::EGRESS };
+        TrafficKey { peer, port, encapsulation, direction }
+    }
 }
 
 /// An IP header and what follows it: where UDP begins, and the other end's address.

@@ -4,19 +4,16 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use overlaywatch_ebpf::{
-    Address, Icmp, IcmpKey, Traffic, TrafficKey, direction, encapsulation, hop, missed,
-};
+use overlaywatch_ebpf::{Address, Icmp, IcmpKey, encapsulation, hop, missed};
 
-use crate::maps::{ICMP, TRAFFIC, is_vxlan, miss};
+use crate::maps::{ICMP, is_vxlan, miss};
 use crate::packet::{
-    ETHERNET_BYTES, IPV4, IPV6, IPV6_BYTES, Ip, Ipv4, Ipv6, Ports, SERVICE_VLAN, UDP, UDP_BYTES,
-    VLAN, VXLAN_BYTES, Way, count_inner, ip, record,
+    ETHERNET_BYTES, ICMP_V4, ICMP_V6, IPV4, IPV6, IPV6_BYTES, Ip, Ipv4, Ipv6, Ports, SERVICE_VLAN,
+    UDP, UDP_BYTES, VLAN, VXLAN_BYTES, Way, count_inner, ip, record,
 };
+use crate::quick;
+use crate::traffic::count;
 
-/// ICMP and ICMPv6 (include/uapi/linux/in.h, in6.h).
-const ICMP_V4: u8 = 1;
-const ICMP_V6: u8 = 58;
 /// ICMP's own header: what is quoted follows.
 const ICMP_BYTES: usize = 8;
 
@@ -39,9 +36,26 @@ programs! {
 }
 
 #[inline(always)]
-fn observe(ctx: &TcContext, ethernet: bool, way: Way) -> Option<()> {
+fn observe(ctx: &TcContext, ethernet: bool, way: Way) {
     // SAFETY: the context that the kernel gave.
     let skb = unsafe { &*ctx.skb.skb };
+    let at = if ethernet { ETHERNET_BYTES } else { 0 };
+    match quick::outer(ctx, at, u16::from_be(skb.protocol as u16), way) {
+        quick::Outer::Other => {}
+        quick::Outer::Traffic(key) => count(skb, key, false, false),
+        quick::Outer::Unusual => {
+            look(ctx.skb.skb, ethernet, way);
+        }
+    }
+}
+
+/// Looks at all headers, wherever they are. Apart from the quick look, so that
+/// what most packets run through stays short.
+#[inline(never)]
+fn look(skb: *mut __sk_buff, ethernet: bool, way: Way) -> Option<()> {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the context that the kernel gave.
+    let skb = unsafe { &*skb };
     let mut protocol = u16::from_be(skb.protocol as u16);
     let mut at = if ethernet { ETHERNET_BYTES } else { 0 };
     // A tag that the device did not take out of the frame.
@@ -63,14 +77,24 @@ fn observe(ctx: &TcContext, ethernet: bool, way: Way) -> Option<()> {
                 let inner = u16::from_be(ctx.load(frame + 12).unwrap_or(0));
                 let at = frame + ETHERNET_BYTES;
                 let probe = count_inner(ctx, at, inner, way, hop, Some(outer.remote));
-                count(skb, &outer, encapsulation::VXLAN, port, way, probe.is_some());
+                count(
+                    skb,
+                    way.key(outer.remote, encapsulation::VXLAN, port),
+                    outer.is_first,
+                    probe.is_some(),
+                );
             } else if ports.is_probe() {
                 record(ctx, outer.payload + UDP_BYTES, hop, false, &outer.remote);
             }
         }
         encapsulation::IPIP => {
             let probe = count_inner(ctx, outer.payload, IPV4, way, hop, Some(outer.remote));
-            count(skb, &outer, encapsulation::IPIP, 0, way, probe.is_some());
+            count(
+                skb,
+                way.key(outer.remote, encapsulation::IPIP, 0),
+                outer.is_first,
+                probe.is_some(),
+            );
         }
         ICMP_V4 if way == Way::In && protocol == IPV4 => {
             unreachable_v4(ctx, &outer);
@@ -81,29 +105,6 @@ fn observe(ctx: &TcContext, ethernet: bool, way: Way) -> Option<()> {
         _ => {}
     }
     Some(())
-}
-
-/// Counts an outer packet.
-#[inline(always)]
-fn count(skb: &__sk_buff, outer: &Ip, encapsulation: u8, port: u16, way: Way, probe: bool) {
-    let direction = if way == Way::In { direction::INGRESS } else { direction::EGRESS };
-    let key = TrafficKey { peer: outer.remote, port, encapsulation, direction };
-    let packets = u64::from(skb.gso_segs.max(1));
-    let bytes = u64::from(skb.len);
-    let fragments = u64::from(outer.is_first);
-    let probes = u64::from(probe);
-    if let Some(traffic) = TRAFFIC.get_ptr_mut(&key) {
-        // SAFETY: this processor's own value of a per-CPU map.
-        let traffic = unsafe { &mut *traffic };
-        traffic.packets = traffic.packets.wrapping_add(packets);
-        traffic.bytes = traffic.bytes.wrapping_add(bytes);
-        traffic.fragments = traffic.fragments.wrapping_add(fragments);
-        traffic.probes = traffic.probes.wrapping_add(probes);
-        return;
-    }
-    if TRAFFIC.insert(&key, &Traffic { packets, bytes, fragments, probes }, 0).is_err() {
-        miss(missed::TRAFFIC);
-    }
 }
 
 /// Types of ICMP that quote a packet and mean that it was lost (RFC 792):

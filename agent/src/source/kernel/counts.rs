@@ -13,7 +13,7 @@ use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::Stream;
 use overlaywatch_core::time::{Mono, SECOND};
 use overlaywatch_ebpf as layout;
-use overlaywatch_ebpf::{Address, DropKey, Dropped, Icmp, IcmpKey, TrafficKey, missed};
+use overlaywatch_ebpf::{Address, DropKey, Dropped, Icmp, IcmpKey, Slots, TrafficKey, missed};
 
 use super::names::Names;
 use crate::source::SourceError;
@@ -33,6 +33,7 @@ const MISSED: [(u32, &str); 4] = [
 pub(super) struct Counts {
     drops: HashMap<MapData, DropKey, Dropped>,
     icmp: HashMap<MapData, IcmpKey, Icmp>,
+    slots: PerCpuArray<MapData, Slots>,
     traffic: PerCpuHashMap<MapData, TrafficKey, layout::Traffic>,
     missed: PerCpuArray<MapData, u64>,
     grown_drops: Growth<DropKey>,
@@ -109,6 +110,7 @@ impl Counts {
         Ok(Self {
             drops: take(ebpf, "DROPS")?,
             icmp: take(ebpf, "ICMP")?,
+            slots: take(ebpf, "SLOTS")?,
             traffic: take(ebpf, "TRAFFIC")?,
             missed: take(ebpf, "MISSED")?,
             grown_drops: Growth::new(),
@@ -156,8 +158,7 @@ impl Counts {
     }
 
     pub(super) fn traffic(&mut self, at: Mono) -> Vec<Traffic> {
-        let counts: BTreeMap<TrafficKey, layout::Traffic> =
-            entries(self.traffic.iter()).map(|(key, values)| (key, sum(&values))).collect();
+        let counts = self.all_traffic();
         let live = counts.iter().map(|(key, t)| (*key, t.packets.saturating_sub(t.probes)));
         let lately = self.grown_traffic.take(at, live.collect());
         counts
@@ -176,6 +177,21 @@ impl Counts {
             .collect()
     }
 
+    /// Sums over the processors, and over slots and map: a key may be in both.
+    fn all_traffic(&self) -> BTreeMap<TrafficKey, layout::Traffic> {
+        let mut counts = BTreeMap::new();
+        for (key, processors) in entries(self.traffic.iter()) {
+            processors.iter().for_each(|more| add(counts.entry(key).or_default(), more));
+        }
+        for processors in entries(self.slots.iter()) {
+            let slots = processors.iter().flat_map(|slots| &slots.0);
+            for slot in slots.filter(|s| s.key.encapsulation != layout::encapsulation::NONE) {
+                add(counts.entry(slot.key).or_default(), &slot.traffic);
+            }
+        }
+        counts
+    }
+
     /// What full maps could not count.
     pub(super) fn missed(&self) -> impl Iterator<Item = String> + '_ {
         MISSED.into_iter().filter_map(|(index, what)| {
@@ -190,13 +206,11 @@ impl Counts {
     }
 }
 
-fn sum(values: &[layout::Traffic]) -> layout::Traffic {
-    values.iter().fold(layout::Traffic::default(), |sum, one| layout::Traffic {
-        packets: sum.packets.wrapping_add(one.packets),
-        bytes: sum.bytes.wrapping_add(one.bytes),
-        fragments: sum.fragments.wrapping_add(one.fragments),
-        probes: sum.probes.wrapping_add(one.probes),
-    })
+fn add(sum: &mut layout::Traffic, more: &layout::Traffic) {
+    sum.packets = sum.packets.wrapping_add(more.packets);
+    sum.bytes = sum.bytes.wrapping_add(more.bytes);
+    sum.fragments = sum.fragments.wrapping_add(more.fragments);
+    sum.probes = sum.probes.wrapping_add(more.probes);
 }
 
 fn drop_of(key: &DropKey, total: u64, lately: u64, names: &Names) -> Option<PacketDrop> {
