@@ -25,7 +25,7 @@ enum What {
     Library(&'static str),
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     Need {
         what: What::Program("pkg-config"),
         package: "pkg-config",
@@ -50,6 +50,11 @@ const NEEDS: [Need; 5] = [
         what: What::Program("nft"),
         package: "nftables",
         purpose: "the benchmark of the agent simulates its peers with it",
+    },
+    Need {
+        what: What::Program("iperf3"),
+        package: "iperf3",
+        purpose: "the benchmark of the eBPF programs measures TCP with it",
     },
 ];
 
