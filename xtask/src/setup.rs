@@ -30,7 +30,7 @@ pub(crate) enum What<'a> {
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
 /// Ubuntu 24.04 call it.
-pub(crate) const NEEDS: [Need<'static>; 7] = [
+pub(crate) const NEEDS: [Need<'static>; 8] = [
     Need {
         what: What::Program("c++"),
         package: "g++",
@@ -65,6 +65,11 @@ pub(crate) const NEEDS: [Need<'static>; 7] = [
         what: What::Program("iptables-legacy"),
         package: "iptables",
         purpose: "the lab makes a fault of old firewalls with it",
+    },
+    Need {
+        what: What::Program("iperf3"),
+        package: "iperf3",
+        purpose: "the benchmark of the eBPF programs measures TCP with it",
     },
 ];
 

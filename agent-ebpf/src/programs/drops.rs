@@ -45,13 +45,12 @@ fn at<T>(address: u64) -> Option<T> {
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
 }
 
-/// Index of a device of this namespace.
+/// Whether a device is of this node's namespace.
 #[inline(always)]
-fn index_of(device: u64) -> Option<u32> {
-    let index: u32 = read(device, kernel!(dev_ifindex))?;
+fn is_here(device: u64) -> Option<bool> {
     let net: u64 = read(device, kernel!(dev_net))?;
     let netns: u32 = read(net, kernel!(net_inum))?;
-    (netns == kernel!(netns)).then_some(index)
+    Some(netns == kernel!(netns))
 }
 
 #[inline(always)]
@@ -77,9 +76,15 @@ struct Packet {
 fn count(ctx: &RawTracePointContext) -> Option<()> {
     let skb: u64 = ctx.arg(0);
     let device: u64 = read(skb, kernel!(skb_dev)).unwrap_or(0);
+    // Most drops that are not ours are turned away here: the tracepoint is the
+    // whole host's, and no packet on another namespace's device has a route of ours.
+    if device != 0 && !is_here(device)? {
+        return None;
+    }
     let to = destination_device(skb);
-    let index = if device == 0 { None } else { index_of(device) };
-    let index_to = if to == 0 || to == device { None } else { index_of(to) };
+    let index = if device == 0 { None } else { read::<u32>(device, kernel!(dev_ifindex)) };
+    let is_to_here = to != 0 && to != device && is_here(to).unwrap_or(false);
+    let index_to = if is_to_here { read::<u32>(to, kernel!(dev_ifindex)) } else { None };
     let first = index.or(index_to)?;
     let is_inner = index.is_some_and(|index| role_of(index) == role::TUNNEL)
         || index_to.is_some_and(|index| role_of(index) == role::TUNNEL);

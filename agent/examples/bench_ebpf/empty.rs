@@ -3,19 +3,22 @@
 //! file, and aya loads nothing else; so the system call is made here.
 
 use std::ffi::{c_int, c_long};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 
 /// Its name.
 pub(crate) const NAME: &str = "ow_bench_empty";
 
 // Commands and types (include/uapi/linux/bpf.h).
 const BPF_PROG_LOAD: c_int = 5;
+const BPF_RAW_TRACEPOINT_OPEN: c_int = 17;
 const BPF_LINK_CREATE: c_int = 28;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
@@ -49,13 +52,49 @@ struct Link {
     expected_revision: u64,
 }
 
+/// The head of union bpf_attr for `BPF_RAW_TRACEPOINT_OPEN`.
+#[repr(C)]
+struct Tracepoint {
+    name_at: u64,
+    program: u32,
+    pad: u32,
+}
+
 /// Attaches one to a device of the calling thread's namespace, beside whatever
 /// is there; it goes when the result is dropped.
 pub(crate) fn attach(device: &str, side: TcAttachType) -> Result<OwnedFd> {
+    let program = load(BPF_PROG_TYPE_SCHED_CLS)?;
+    let attach_type = if side == TcAttachType::Ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS };
+    let link = Link {
+        program: u32::try_from(program.as_raw_fd())?,
+        device: if_nametoindex(device)?,
+        attach_type,
+        flags: 0,
+        relative_to: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf(BPF_LINK_CREATE, &link)
+        .with_context(|| format!("attaching the empty program to {device} (Linux 6.6 can)"))
+}
+
+/// Attaches one to the tracepoint skb:kfree_skb; it goes when the result is dropped.
+pub(crate) fn attach_to_drops() -> Result<OwnedFd> {
+    let program = load(BPF_PROG_TYPE_RAW_TRACEPOINT)?;
+    let tracepoint = Tracepoint {
+        name_at: c"kfree_skb".as_ptr() as u64,
+        program: u32::try_from(program.as_raw_fd())?,
+        pad: 0,
+    };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &tracepoint)
+        .context("attaching the empty program to the tracepoint skb:kfree_skb")
+}
+
+fn load(program_type: u32) -> Result<OwnedFd> {
     let mut name = [0; 16];
     name.iter_mut().zip(NAME.bytes()).for_each(|(to, byte)| *to = byte);
     let load = Load {
-        program_type: BPF_PROG_TYPE_SCHED_CLS,
+        program_type,
         instructions: u32::try_from(INSTRUCTIONS.len())?,
         instructions_at: INSTRUCTIONS.as_ptr() as u64,
         license_at: c"GPL".as_ptr() as u64,
@@ -66,19 +105,7 @@ pub(crate) fn attach(device: &str, side: TcAttachType) -> Result<OwnedFd> {
         flags: 0,
         name,
     };
-    let program = bpf(BPF_PROG_LOAD, &load).context("loading the empty program")?;
-    let attach_type = if side == TcAttachType::Ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS };
-    let link = Link {
-        program: u32::try_from(std::os::fd::AsRawFd::as_raw_fd(&program))?,
-        device: nix::net::if_::if_nametoindex(device)?,
-        attach_type,
-        flags: 0,
-        relative_to: 0,
-        pad: 0,
-        expected_revision: 0,
-    };
-    bpf(BPF_LINK_CREATE, &link)
-        .with_context(|| format!("attaching the empty program to {device} (Linux 6.6 can)"))
+    bpf(BPF_PROG_LOAD, &load).context("loading the empty program")
 }
 
 /// Calls bpf(2) for a command that returns a file descriptor.

@@ -18,9 +18,7 @@ use crate::netns::within;
 /// To where: discard (RFC 863).
 pub(crate) const PORT: u16 = 9;
 /// Packets to one system call.
-const BATCH: usize = 64;
-/// The same number, as system calls want it.
-const MESSAGES: u32 = 64;
+const BATCH: u32 = 64;
 /// As small as useful packets are: an inner IP packet of 46 bytes.
 const PAYLOAD_BYTES: usize = 18;
 /// Packets that are neither dropped nor delivered for so long are lost.
@@ -160,14 +158,14 @@ impl Batch {
         let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
         header.msg_hdr.msg_iov = vectors.as_mut_ptr();
         header.msg_hdr.msg_iovlen = vectors.len();
-        Self { _buffer: buffer, _vectors: vectors, headers: vec![header; BATCH] }
+        Self { _buffer: buffer, _vectors: vectors, headers: vec![header; BATCH as usize] }
     }
 
     /// How many were sent.
     fn send(&mut self, socket: &UdpSocket) -> Result<usize> {
         // SAFETY: the headers and what they point to live as long as the batch.
         let sent =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), MESSAGES, 0) };
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), BATCH, 0) };
         Ok(usize::try_from(Errno::result(sent).context("sending")?)?)
     }
 
@@ -178,7 +176,7 @@ impl Batch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                MESSAGES,
+                BATCH,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )

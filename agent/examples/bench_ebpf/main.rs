@@ -7,6 +7,8 @@ mod empty;
 mod flood;
 mod hooks;
 mod netns;
+mod statistics;
+mod tracepoint;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -24,7 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Which of the agents' programs are attached
+    /// Which of the agents' programs are on the way of a packet, and how many
+    /// programs of any agent on this host watch drops
     Attached {
         #[command(flatten)]
         nodes: Nodes,
@@ -39,12 +42,25 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         slices: u32,
     },
+    /// What the program on the tracepoint of drops takes, beside an empty one
+    DropProgram {
+        #[command(flatten)]
+        nodes: Nodes,
+        #[command(flatten)]
+        load: Load,
+        /// The load is cut into so many slices, each a measurement
+        #[arg(long, default_value_t = 20)]
+        slices: u32,
+    },
     /// Small packets through the tunnel, as many as one processor can
     Flood {
         #[command(flatten)]
         nodes: Nodes,
         #[command(flatten)]
         load: Load,
+        /// With an empty program on each hook of the way
+        #[arg(long)]
+        empty: bool,
     },
     /// Packets that the sender's kernel drops, as many as all processors can
     Burst {
@@ -98,13 +114,22 @@ impl Load {
 
 fn main() -> Result<()> {
     let document = match Arguments::parse().verb {
-        Verb::Attached { nodes } => json!({ "programs": hooks::attached(&nodes)? }),
+        Verb::Attached { nodes } => json!({
+            "programs": hooks::attached(&nodes)?,
+            "watching_drops": tracepoint::watching()?,
+        }),
         Verb::Hooks { nodes, load, slices } => {
-            let duration = load.duration() / slices.max(1);
-            let hooks = hooks::measure(&nodes, load.server(), duration, slices)?;
-            json!({ "hooks": hooks })
+            let slice = load.duration() / slices.max(1);
+            let hooks = hooks::measure(&nodes, load.server(), slice, slices)?;
+            json!({ "costs": hooks })
         }
-        Verb::Flood { nodes, load } => {
+        Verb::DropProgram { nodes, load, slices } => {
+            let slice = load.duration() / slices.max(1);
+            let program = tracepoint::measure(&nodes, load.server(), slice, slices)?;
+            json!({ "costs": program })
+        }
+        Verb::Flood { nodes, load, empty } => {
+            let _empty = if empty { hooks::attach_empty(&nodes)? } else { Vec::new() };
             let mut flood = flood::Flood::open(&nodes, load.server())?;
             json!(flood.run(load.duration())?)
         }

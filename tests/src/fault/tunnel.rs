@@ -66,6 +66,13 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: AROUND_B,
         spares: BESIDE_B,
         expected: &mismatch(Code::VxlanPortMismatch),
+        // Each end sends over an encapsulation of its own: one cannot join the other's.
+        counted: &[
+            counts(A, B, OUT_OR_BOTH, DECAPSULATION),
+            counts(C, B, OUT_OR_BOTH, DECAPSULATION),
+            counts(B, A, OUT_OR_BOTH, DECAPSULATION),
+            counts(B, C, OUT_OR_BOTH, DECAPSULATION),
+        ],
         unlike: &[Code::VniMismatch, Code::RemoteTunnelDown],
         ..PLAIN
     },

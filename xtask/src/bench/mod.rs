@@ -2,6 +2,7 @@
 //! measured and never fail for being slow: that is for people to judge.
 
 mod agent;
+mod ebpf;
 mod http;
 mod netns;
 mod process;
@@ -34,6 +35,8 @@ pub(crate) struct Options {
 enum What {
     /// One agent against 1,000 simulated peers: processor, memory, HTTP, bytes
     Agent,
+    /// What the eBPF programs cost packets, connections and a burst of drops
+    Ebpf,
     /// The first complete snapshot with 500,000 routes, beside `ip route show`
     Routes,
 }
@@ -42,6 +45,7 @@ impl What {
     fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",
+            Self::Ebpf => "ebpf",
             Self::Routes => "routes",
         }
     }
@@ -53,6 +57,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         options.install.setup()?;
         match options.what {
             What::Agent => agent::build()?,
+            What::Ebpf => ebpf::build()?,
             What::Routes => routes::build()?,
         }
     }
@@ -67,6 +72,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     interrupt::install()?;
     match options.what {
         What::Agent => agent::bench(options.output),
+        What::Ebpf => ebpf::bench(options.output),
         What::Routes => routes::bench(options.output),
     }
 }

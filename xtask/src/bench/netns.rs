@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -57,6 +57,11 @@ impl Netns {
         &self.name
     }
 
+    /// Where it is named.
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new(NAMES).join(&self.name)
+    }
+
     /// Runs `ip` in it; returns what it printed.
     pub(crate) fn ip(&self, arguments: &str) -> Result<String> {
         shell::output(
@@ -91,7 +96,7 @@ impl Netns {
 
     /// Runs `work` on a thread in it.
     pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let netns = File::open(Path::new(NAMES).join(&self.name))?;
+        let netns = File::open(self.path())?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
