@@ -1,11 +1,11 @@
 //! Another program on our hooks, which counts for itself: a second copy of ours
 //! with maps of its own.
 
-use aya::maps::{Array, PerCpuHashMap};
+use aya::maps::{Array, PerCpuArray, PerCpuHashMap};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use overlaywatch_ebpf::{Kernel, OBJECT, Traffic, TrafficKey};
+use overlaywatch_ebpf::{Kernel, OBJECT, Slots, Traffic, TrafficKey};
 
 use crate::bench::{Namespace, Pins};
 
@@ -72,11 +72,22 @@ impl Foreign {
             Side::In => overlaywatch_ebpf::direction::INGRESS,
             Side::Out => overlaywatch_ebpf::direction::EGRESS,
         };
-        map.iter()
+        let slots: PerCpuArray<_, Slots> =
+            PerCpuArray::try_from(self.ebpf.map("SLOTS").unwrap()).unwrap();
+        let mapped: u64 = map
+            .iter()
             .map(Result::unwrap)
             .filter(|(key, _)| key.direction == direction)
             .flat_map(|(_, values)| values.iter().map(|t| t.packets).collect::<Vec<_>>())
-            .sum()
+            .sum();
+        let slotted: u64 = slots
+            .iter()
+            .map(Result::unwrap)
+            .flat_map(|values| values.iter().flat_map(|slots| slots.0).collect::<Vec<_>>())
+            .filter(|slot| slot.key.direction == direction)
+            .map(|slot| slot.traffic.packets)
+            .sum();
+        mapped + slotted
     }
 
     /// The number of its program on one side.
