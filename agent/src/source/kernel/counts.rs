@@ -55,10 +55,12 @@ impl<K: Ord + Copy> Growth<K> {
     }
 
     /// Takes a reading; the growth of each count since the oldest remembered
-    /// one. In the first reading after the start all is old.
+    /// one, which is [`LATELY_SECONDS`] old or a little more: whoever compares it
+    /// with losses of that time must find all of their drops. In the first
+    /// reading after the start all is old.
     fn take(&mut self, at: Mono, counts: BTreeMap<K, u64>) -> BTreeMap<K, u64> {
-        while self.readings.front().is_some_and(|(old, _)| at.since(*old) > LATELY_SECONDS * SECOND)
-        {
+        let is_old = |(old, _): &(Mono, _)| at.since(*old) >= LATELY_SECONDS * SECOND;
+        while self.readings.get(1).is_some_and(is_old) {
             self.readings.pop_front();
         }
         let oldest = self.readings.front().map(|(_, counts)| counts);
@@ -324,6 +326,20 @@ mod tests {
         assert_eq!(read(5, 110), 10);
         assert_eq!(read(30, 110), 0);
         assert_eq!(read(31, 7), 0, "a counter that began anew did not grow");
+    }
+
+    #[test]
+    fn growth_covers_all_of_its_time() {
+        let mut growth = Growth::new();
+        let at = |tenths: u64| Mono(tenths * (SECOND / 10));
+        let mut read = |tenths, count| growth.take(at(tenths), BTreeMap::from([(1, count)]))[&1];
+        read(0, 0);
+        // A burst between the first two readings, then one a second.
+        for second in 1..=5 {
+            read(10 * second, 9 + second);
+        }
+        assert_eq!(read(55, 14), 14, "the burst may be less than five seconds old");
+        assert_eq!(read(60, 15), 5, "now it is older");
     }
 
     #[test]
