@@ -45,6 +45,27 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
     Fault {
+        name: "tc-egress-drop",
+        about: "somebody else's classifier on one node's NIC drops VXLAN on its way out",
+        inject: |cluster| {
+            classifier::drop_udp(&cluster.node(A)?.netns, Way::Egress, cluster.shape.port())
+        },
+        heal: |cluster| classifier::pass(&cluster.node(A)?.netns, Way::Egress),
+        breaks: &[pods(A, B), pods(A, C)],
+        // Not A's other traffic: attaching a classifier was seen to cost a packet
+        // of it, also where no agent ran.
+        spares: &[pods(B, A), pods(B, C)],
+        // A classifier is no wire: what it drops has not left the NIC.
+        expected: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
+        ],
+        unlike: &[Code::EncapsulationLost],
+        ..PLAIN
+    },
+    Fault {
         name: "tc-ingress-drop",
         about: "somebody else's classifier on one node's NIC drops VXLAN on its way in",
         inject: |cluster| {
