@@ -17,7 +17,7 @@ const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
 /// How long a verdict waits for device counters that are newer than the losses.
 const COUNTERS_NS: u64 = 3 * SECOND;
 /// How long a verdict on the wire waits for what a kernel says that it dropped.
-const TOLD_NS: u64 = 2_000 * MILLISECOND;
+const TOLD_NS: u64 = 2_500 * MILLISECOND;
 /// Losses of the sparser streams (full-sized, echo) that make a dead path; for
 /// echo, beside an underlay stream that is dead already.
 const SPARSE_DEAD_RUN: u32 = 3;
