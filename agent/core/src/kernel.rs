@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Encapsulation, IfIndex, PeerId};
 use crate::probing::Stream;
-use crate::time::Mono;
 
 /// How far back "lately" reaches: the age that makes a count growth, seconds.
 pub const LATELY_SECONDS: u64 = 5;
@@ -18,9 +17,6 @@ pub const LATELY_SECONDS: u64 = 5;
 /// Everything that was counted up to one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelCounts {
-    /// When the drops were read: naming what is new may take its time after that.
-    #[serde(default)]
-    pub at: Mono,
     /// Drops, the most recent growth first.
     pub drops: Vec<PacketDrop>,
     /// ICMP errors that quote outer packets of this node.

@@ -73,7 +73,7 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "core::kernel",
-        &["core::model", "core::probing", "core::time"],
+        &["core::model", "core::probing"],
         "what the kernel counts carries no judgement",
     ),
     row(

@@ -16,7 +16,7 @@ use crate::time::{MILLISECOND, SECOND};
 const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
 /// How long a verdict waits for device counters that are newer than the losses.
 const COUNTERS_NS: u64 = 3 * SECOND;
-/// How long a verdict on the wire waits for what a kernel says that it dropped.
+/// How long a verdict on the wire waits for what the sender's kernel dropped.
 const TOLD_NS: u64 = 2_500 * MILLISECOND;
 /// Losses of the sparser streams (full-sized, echo) that make a dead path; for
 /// echo, beside an underlay stream that is dead already.
@@ -270,13 +270,13 @@ fn counters_tell(context: &Context<'_>, small: &StreamView) -> bool {
 /// these losses, or will not say it in time for the verdict.
 fn kernels_tell(context: &Context<'_>, peer: &Peer, small: &StreamView, stream: Stream) -> bool {
     let read_since = match &context.now.kernel {
-        Fact::Seen { value, .. } => value.at >= small.run.last,
+        Fact::Seen { at, .. } => *at >= small.run.last,
         Fact::Absent { .. } | Fact::Missing(_) => true,
     };
     let wire = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
-    // A drop is counted after the hop before it, and told later still: what the
-    // peer dropped of its replies comes with a later reply.
-    let is_told = direction(small).and_then(|way| context.place(peer, stream, way)) != Some(wire)
+    // What the peer dropped of its replies comes with a later reply.
+    let is_told = direction(small) != Some(Direction::Inbound)
+        || context.place(peer, stream, Direction::Inbound) != Some(wire)
         || context.at().since(small.run.first) >= TOLD_NS;
     (read_since && is_told) || context.at().since(small.run.first) >= COUNTERS_NS
 }

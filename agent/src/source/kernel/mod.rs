@@ -326,7 +326,6 @@ impl Watcher {
     }
 
     fn read(&mut self, at: Mono, tick: u32) {
-        self.current.at = at;
         self.current.drops = self.counts.drops(at, &mut self.names);
         self.current.icmp = self.counts.icmp(at);
         let rounds = 1 + self.settings.told().peers.len() / TRAFFIC_ADDRESSES;
