@@ -150,7 +150,7 @@ fn explain(code: Option<&str>, output: OutputArgs) -> Result<String, String> {
 #[test]
 fn every_code_is_explained() {
     let all = explain(None, TEXT).unwrap();
-    for entry in &CATALOG {
+    for entry in CATALOG {
         assert!(all.contains(entry.slug), "{}", entry.slug);
         let one = explain(Some(entry.slug), TEXT).unwrap();
         assert!(one.starts_with(&format!("{} (", entry.slug)), "{one}");

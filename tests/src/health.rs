@@ -25,11 +25,19 @@ struct Finding {
     code: Code,
     subject: Subject,
     hop: Option<Segment>,
+    #[serde(default)]
+    evidence: Vec<Sentence>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sentence {
+    text: String,
 }
 
 #[derive(Debug, Deserialize)]
 struct Subject {
     kind: String,
+    name: Option<String>,
     device: Option<String>,
     address: Option<IpAddr>,
     direction: Option<Direction>,
@@ -55,10 +63,11 @@ pub fn read(document: &str) -> Result<(Said, String)> {
 
 fn observed(finding: Finding) -> Result<Observed> {
     let subject = finding.subject;
-    let about = match (subject.kind.as_str(), subject.device, subject.address) {
-        ("node", _, _) => About::Node,
-        ("device", Some(device), _) => About::Device(device),
-        ("pair", _, Some(address)) => About::Peer(address),
+    let about = match (subject.kind.as_str(), subject.name, subject.device, subject.address) {
+        ("node", ..) => About::Node,
+        ("device", _, Some(device), _) => About::Device(device),
+        ("pair", _, _, Some(address)) => About::Peer(address),
+        (what, Some(name), ..) => About::Thing(what.to_owned(), name),
         (kind, ..) => bail!("/health has a subject of kind {kind} without what names it"),
     };
     Ok(Observed {
@@ -66,6 +75,7 @@ fn observed(finding: Finding) -> Result<Observed> {
         about,
         direction: subject.direction,
         hop: finding.hop.map(Into::into),
+        evidence: finding.evidence.into_iter().map(|it| it.text + "\n").collect(),
     })
 }
 
@@ -83,7 +93,8 @@ mod tests {
                 {"id": "x", "code": "encapsulation-lost", "severity": "critical",
                  "subject": {"kind": "pair", "node": "node-2", "address": "10.0.0.12",
                              "encapsulation": "vxlan:8472", "direction": "both"},
-                 "hop": {"from": "encapsulated", "to": "delivered"}, "title": "t"},
+                 "hop": {"from": "encapsulated", "to": "delivered"}, "title": "t",
+                 "evidence": [{"text": "9 of 9 lost", "kind": "lost"}, {"text": "so it is"}]},
                 {"id": "y", "code": "tunnel-down", "severity": "critical",
                  "subject": {"kind": "device", "device": "flannel.1", "direction": null},
                  "hop": null}
@@ -99,12 +110,14 @@ mod tests {
                 about: About::Peer("10.0.0.12".parse().unwrap()),
                 direction: Some(Direction::Both),
                 hop: Some(Segment { from: Hop::Encapsulated, to: Hop::Delivered }.into()),
+                evidence: "9 of 9 lost\nso it is\n".to_owned(),
             },
             Observed {
                 code: Code::TunnelDown,
                 about: About::Device("flannel.1".to_owned()),
                 direction: None,
                 hop: None,
+                evidence: String::new(),
             },
         ];
         assert_eq!(said, Said::Verdict { status: Status::Fail, findings, peers: (2, 1) });

@@ -20,6 +20,8 @@ pub enum About {
     Node,
     /// One of its devices.
     Device(String),
+    /// Something else that it has, by the word /health has for it.
+    Thing(String, String),
     /// Its traffic with the peer of this underlay address.
     Peer(IpAddr),
 }
@@ -35,6 +37,9 @@ pub struct Observed {
     pub direction: Option<Direction>,
     /// Where.
     pub hop: Option<Hops>,
+    /// Its evidence, a sentence a line.
+    #[serde(skip)]
+    pub evidence: String,
 }
 
 /// A segment of the ladder, ordered, so that findings can be.
@@ -58,6 +63,7 @@ impl fmt::Display for Observed {
         match &self.about {
             About::Node => {}
             About::Device(name) => write!(f, " of {name}")?,
+            About::Thing(what, name) => write!(f, " of {what} {name}")?,
             About::Peer(address) => write!(f, " of {address}")?,
         }
         if let Some(direction) = self.direction {
@@ -143,6 +149,8 @@ pub struct Wanted {
     pub directions: Vec<Direction>,
     /// Where: one of these; none of them when there must be no hop.
     pub hops: Vec<Segment>,
+    /// What its evidence must name.
+    pub tells: Vec<&'static str>,
 }
 
 impl Wanted {
@@ -163,7 +171,8 @@ impl Wanted {
             None => self.hops.is_empty(),
             Some(hop) => self.hops.iter().any(|&wanted| Hops::from(wanted) == hop),
         };
-        self.names(node, observed) && direction_fits && hop_fits
+        let tells_all = self.tells.iter().all(|name| observed.evidence.contains(name));
+        self.names(node, observed) && direction_fits && hop_fits && tells_all
     }
 }
 
@@ -211,7 +220,8 @@ impl Timeline {
         self.in_force(since)
             .flat_map(|(sample, _)| sample.said.findings().iter().map(|f| (sample.node, f)))
             .filter(|(node, found)| !wanted.iter().any(|wanted| wanted.names(*node, found)))
-            .map(|(node, found)| (node, found.clone()))
+            // The same finding with other numbers is one finding.
+            .map(|(node, found)| (node, Observed { evidence: String::new(), ..found.clone() }))
             .collect()
     }
 
@@ -256,6 +266,7 @@ mod tests {
             about: PEER,
             direction: Some(direction),
             hop: Some(LOST.into()),
+            evidence: "9 of 9 probes lost".to_owned(),
         }
     }
 
@@ -266,6 +277,7 @@ mod tests {
             about: PEER,
             directions: vec![direction],
             hops: vec![LOST],
+            tells: vec![],
         }
     }
 
@@ -300,7 +312,8 @@ mod tests {
         let timeline =
             timeline(&[(0, 0, &[]), (12, 1, &[lost(Direction::Both)]), (13, 1, &[]), (20, 0, &[])]);
         let unwanted = timeline.unwanted(at(10), &[wanted(Direction::Both)]);
-        assert_eq!(unwanted.into_iter().collect::<Vec<_>>(), [(1, lost(Direction::Both))]);
+        let found = Observed { evidence: String::new(), ..lost(Direction::Both) };
+        assert_eq!(unwanted.into_iter().collect::<Vec<_>>(), [(1, found)]);
         assert!(timeline.unwanted(at(13), &[]).is_empty());
     }
 
@@ -313,15 +326,22 @@ mod tests {
 
     #[test]
     fn a_finding_that_must_have_no_direction_has_none() {
-        let silent = Observed { code: Code::AgentSilent, about: PEER, direction: None, hop: None };
+        let silent = Observed {
+            code: Code::AgentSilent,
+            direction: None,
+            hop: None,
+            ..lost(Direction::Both)
+        };
         let wanted = Wanted {
             node: 0,
             code: Some(Code::AgentSilent),
             about: PEER,
             directions: Vec::new(),
             hops: Vec::new(),
+            tells: vec!["9 of 9"],
         };
         assert!(wanted.is_met_by(0, &silent));
+        assert!(!Wanted { tells: vec!["8 of 9"], ..wanted.clone() }.is_met_by(0, &silent));
         assert!(!wanted.is_met_by(1, &silent));
         assert!(!wanted.is_met_by(0, &Observed { direction: Some(Direction::Both), ..silent }));
     }

@@ -147,6 +147,7 @@ fn observed(finding: &Finding) -> Observed {
     let about = match &finding.subject {
         Subject::Node => About::Node,
         Subject::Device { name } => About::Device(name.clone()),
+        Subject::Thing { what, name } => About::Thing(what.slug().to_owned(), name.clone()),
         Subject::Pair { peer, .. } => About::Peer(peer.0),
     };
     Observed {
@@ -154,6 +155,7 @@ fn observed(finding: &Finding) -> Observed {
         about,
         direction: finding.direction,
         hop: finding.hop.map(Into::into),
+        evidence: finding.evidence.iter().map(|it| format!("{it}\n")).collect(),
     }
 }
 
@@ -177,6 +179,7 @@ fn line(Active { finding, parent, .. }: &Active) -> String {
     let _ = match &finding.subject {
         Subject::Node => write!(line, "node"),
         Subject::Device { name } => write!(line, "device {name}"),
+        Subject::Thing { what, name } => write!(line, "{} {name}", what.slug()),
         Subject::Pair { peer, encapsulation: None } => write!(line, "pair {peer}"),
         Subject::Pair { peer, encapsulation: Some(through) } => {
             write!(line, "pair {peer} {through}")

@@ -175,6 +175,6 @@ pub fn named(cluster: &Cluster, observed: &Observed) -> String {
     let text = observed.to_string();
     match &observed.about {
         About::Peer(address) => text.replacen(&address.to_string(), &name_of(cluster, *address), 1),
-        About::Node | About::Device(_) => text,
+        About::Node | About::Device(_) | About::Thing(..) => text,
     }
 }

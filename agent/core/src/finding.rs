@@ -25,6 +25,13 @@ pub enum Subject {
         /// The device's name.
         name: String,
     },
+    /// Something else that this node has.
+    Thing {
+        /// What it is.
+        what: Thing,
+        /// Its name, as the tool prints it that an administrator would use.
+        name: String,
+    },
     /// This node and one peer.
     Pair {
         /// The peer.
@@ -40,7 +47,55 @@ impl Subject {
     pub const fn peer(&self) -> Option<PeerId> {
         match self {
             Self::Pair { peer, .. } => Some(*peer),
-            Self::Node | Self::Device { .. } => None,
+            Self::Node | Self::Device { .. } | Self::Thing { .. } => None,
+        }
+    }
+}
+
+/// Something on a node that a finding can be about, beside its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Thing {
+    /// A netfilter table: "ip filter".
+    Table,
+    /// A netfilter chain: "ip filter FORWARD".
+    Chain,
+    /// An ipset.
+    Set,
+    /// A program that somebody else attached to a device.
+    Program,
+    /// A route's destination.
+    Route,
+    /// A routing session with another node.
+    Session,
+    /// A service on this node, by its name.
+    Service,
+    /// A file.
+    File,
+    /// What another network plugin left behind, by the plugin's name.
+    Leftover,
+    /// A switch of the kernel, as sysctl(8) prints it.
+    Sysctl,
+    /// A module of the kernel.
+    Module,
+}
+
+impl Thing {
+    /// The word used in JSON and by people.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Chain => "chain",
+            Self::Set => "set",
+            Self::Program => "program",
+            Self::Route => "route",
+            Self::Session => "session",
+            Self::Service => "service",
+            Self::File => "file",
+            Self::Leftover => "leftover",
+            Self::Sysctl => "sysctl",
+            Self::Module => "module",
         }
     }
 }
@@ -256,6 +311,18 @@ pub enum Evidence {
         /// Its value.
         value: String,
     },
+}
+
+impl Evidence {
+    /// What this evidence puts in the place of placeholders in a remedy, beside
+    /// the subject's own names: pairs of placeholder and text.
+    #[must_use]
+    pub fn placeholders(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl fmt::Display for Evidence {

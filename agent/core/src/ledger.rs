@@ -101,11 +101,9 @@ impl Ledger {
                     .code
                     .entry()
                     .parents()
-                    .filter_map(|code| self.cause(code, &key.subject))
-                    .find(|cause| {
-                        let cause = self.entries.get(cause);
-                        cause.is_some_and(|cause| explains(&cause.finding, &entry.finding))
-                    });
+                    .flat_map(|code| self.causes(code, &key.subject))
+                    .find(|(_, cause)| explains(&cause.finding, &entry.finding))
+                    .map(|(cause, _)| cause.clone());
                 (key.clone(), parent)
             })
             .collect();
@@ -116,23 +114,23 @@ impl Ledger {
         }
     }
 
-    /// The entry with this code that covers the subject: one on the whole node or
-    /// a device of it, else one on the same pair. Keys are in this very order.
-    fn cause(&self, code: Code, narrow: &Subject) -> Option<FindingKey> {
-        let from = |subject| FindingKey { code, subject };
-        let mut wide = self.entries.range(from(Subject::Node)..).map(|(key, _)| key);
-        if let Some(key) =
-            wide.next().filter(|key| key.code == code && covers(&key.subject, narrow))
-        {
-            return Some(key.clone());
-        }
-        let first = Subject::Pair { peer: narrow.peer()?, encapsulation: None };
-        self.entries
-            .range(from(first)..)
-            .map(|(key, _)| key)
-            .take_while(|key| key.code == code && key.subject.peer() == narrow.peer())
-            .find(|key| covers(&key.subject, narrow))
-            .cloned()
+    /// Entries with this code that cover the subject: those on the whole node or
+    /// a part of it, then those on the same pair. Keys are in this very order.
+    fn causes<'a>(
+        &'a self,
+        code: Code,
+        narrow: &'a Subject,
+    ) -> impl Iterator<Item = (&'a FindingKey, &'a Entry)> {
+        let of_code = move |subject| {
+            let from = FindingKey { code, subject };
+            self.entries.range(from..).take_while(move |(key, _)| key.code == code)
+        };
+        let wide = of_code(Subject::Node).take_while(|(key, _)| key.subject.peer().is_none());
+        let same = narrow.peer().into_iter().flat_map(move |peer| {
+            of_code(Subject::Pair { peer, encapsulation: None })
+                .take_while(move |(key, _)| key.subject.peer() == Some(peer))
+        });
+        wide.chain(same).filter(|(key, _)| covers(&key.subject, narrow))
     }
 
     fn raise(&mut self, at: Mono) {
@@ -194,11 +192,11 @@ fn explains(cause: &Finding, loss: &Finding) -> bool {
 /// Whether a cause on `wide` can have `narrow` as its consequence.
 fn covers(wide: &Subject, narrow: &Subject) -> bool {
     match (wide, narrow) {
-        (Subject::Node | Subject::Device { .. }, _) => true,
+        (Subject::Node | Subject::Device { .. } | Subject::Thing { .. }, _) => true,
         (
             Subject::Pair { peer: wide, encapsulation: any },
             Subject::Pair { peer: narrow, encapsulation: one },
         ) => wide == narrow && (any.is_none() || one.is_none() || any == one),
-        (Subject::Pair { .. }, Subject::Node | Subject::Device { .. }) => false,
+        (Subject::Pair { .. }, _) => false,
     }
 }

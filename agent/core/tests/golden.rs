@@ -47,6 +47,7 @@ fn line(active: &Active) -> String {
     let subject = match &finding.subject {
         Subject::Node => "node".to_owned(),
         Subject::Device { name } => format!("device {name}"),
+        Subject::Thing { what, name } => format!("{} {name}", what.slug()),
         Subject::Pair { peer, encapsulation: None } => format!("pair {peer}"),
         Subject::Pair { peer, encapsulation: Some(through) } => format!("pair {peer} {through}"),
     };

@@ -34,10 +34,10 @@ pub(super) fn explain(
 
 fn all(output: Output, paint: Paint, out: &mut impl Write) -> Result<(), OneshotError> {
     if output == Output::Json {
-        return print_json(&CATALOG.iter().map(as_json).collect(), out);
+        return print_json(&CATALOG.iter().copied().map(as_json).collect(), out);
     }
     let width = CATALOG.iter().map(|entry| entry.slug.len()).max().unwrap_or(0);
-    for entry in &CATALOG {
+    for entry in CATALOG {
         let code = paint.paint(Tone::Strong, &format!("{:width$}", entry.slug));
         let severity = paint.paint(tone(entry.severity), &format!("{:8}", entry.severity.slug()));
         writeln!(out, "{code}  {severity}  {}", entry.title)?;
@@ -76,11 +76,17 @@ fn one(entry: &Entry, paint: Paint, out: &mut impl Write) -> Result<(), OneshotE
 
 /// A remedy of no subject in particular, in the manner of a manual page.
 fn spelt_out(remedy: &str) -> String {
-    remedy
-        .replace("{peer}", "PEER")
-        .replace("{device}", "DEVICE")
-        .replace("{address}", "ADDRESS")
-        .replace("{encapsulation}", "ENCAPSULATION")
+    let mut text = String::with_capacity(remedy.len());
+    let mut is_name = false;
+    for character in remedy.chars() {
+        match character {
+            '{' => is_name = true,
+            '}' => is_name = false,
+            _ if is_name => text.push(character.to_ascii_uppercase()),
+            _ => text.push(character),
+        }
+    }
+    text
 }
 
 fn explained_by(code: Code) -> Vec<Code> {

@@ -78,8 +78,11 @@ pub struct FindingView {
 /// What a finding is about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubjectView {
-    /// `node`, `device` or `pair`.
+    /// `node`, `device`, `pair`, or what else it is: `table`, `set`, `file` and so on.
     pub kind: String,
+    /// The name of something that is neither node nor device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The node concerned: of a pair the peer, else this one.
     pub node: Option<String>,
     /// Its underlay address.
@@ -231,7 +234,9 @@ fn id(snapshot: &Snapshot, finding: &Finding) -> String {
     let node = words::node(snapshot).replace(' ', "-");
     match &finding.subject {
         Subject::Node => format!("{code}:{node}"),
-        Subject::Device { name } => format!("{code}:{node}:{name}"),
+        Subject::Device { name } | Subject::Thing { name, .. } => {
+            format!("{code}:{node}:{}", name.replace(' ', "-"))
+        }
         Subject::Pair { peer, encapsulation: None } => format!("{code}:{node}:{peer}"),
         Subject::Pair { peer, encapsulation: Some(wrap) } => {
             format!("{code}:{node}:{peer}:{wrap}")
@@ -242,6 +247,7 @@ fn id(snapshot: &Snapshot, finding: &Finding) -> String {
 fn subject(snapshot: &Snapshot, finding: &Finding) -> SubjectView {
     let here = SubjectView {
         kind: "node".to_owned(),
+        name: None,
         node: snapshot.node.name.as_ref().map(ToString::to_string),
         address: snapshot.node.underlay,
         device: None,
@@ -259,6 +265,9 @@ fn subject(snapshot: &Snapshot, finding: &Finding) -> SubjectView {
                 encapsulation: tunnel.map(|tunnel| tunnel.encapsulation),
                 ..here
             }
+        }
+        Subject::Thing { what, name } => {
+            SubjectView { kind: what.slug().to_owned(), name: Some(name.clone()), ..here }
         }
         Subject::Pair { peer, encapsulation } => SubjectView {
             kind: "pair".to_owned(),

@@ -2,7 +2,7 @@
 
 use overlaywatch_core::catalog::{Code, Severity};
 use overlaywatch_core::diagnose::{Active, Diagnosis, PeerState, Status};
-use overlaywatch_core::finding::{Direction, Finding, Subject};
+use overlaywatch_core::finding::{Direction, Evidence, Finding, Subject};
 use overlaywatch_core::ladder::Segment;
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::snapshot::Snapshot;
@@ -60,9 +60,11 @@ pub fn list(names: &[String]) -> String {
 pub(super) fn remedy(snapshot: &Snapshot, finding: &Finding) -> String {
     let (mut peer_name, mut device, mut address, mut wrap) =
         ("the peer".to_owned(), "the tunnel device".to_owned(), None, None);
+    let mut thing = "NAME";
     match &finding.subject {
         Subject::Node => address = snapshot.node.underlay,
         Subject::Device { name } => device.clone_from(name),
+        Subject::Thing { name, .. } => thing = name,
         Subject::Pair { peer: id, encapsulation } => {
             peer_name = peer(snapshot, *id);
             address = Some(id.0);
@@ -80,14 +82,15 @@ pub(super) fn remedy(snapshot: &Snapshot, finding: &Finding) -> String {
         },
     );
     let address = address.map_or_else(|| "ADDRESS".to_owned(), |address| address.to_string());
-    finding
-        .code
-        .entry()
-        .remedy
-        .replace("{peer}", &peer_name)
-        .replace("{device}", &device)
-        .replace("{address}", &address)
-        .replace("{encapsulation}", &wrap)
+    let told = finding.evidence.iter().flat_map(Evidence::placeholders);
+    told.fold(finding.code.entry().remedy.to_owned(), |text, (place, word)| {
+        text.replace(place, &word)
+    })
+    .replace("{name}", thing)
+    .replace("{peer}", &peer_name)
+    .replace("{device}", &device)
+    .replace("{address}", &address)
+    .replace("{encapsulation}", &wrap)
 }
 
 /// The device that leads to a peer through an encapsulation.
@@ -176,7 +179,7 @@ impl<'a> Group<'a> {
         for Active { finding, .. } in findings {
             let encapsulation = match finding.subject {
                 Subject::Pair { encapsulation, .. } => encapsulation,
-                Subject::Node | Subject::Device { .. } => None,
+                Subject::Node | Subject::Device { .. } | Subject::Thing { .. } => None,
             };
             let (code, direction, hop) = (finding.code, finding.direction, finding.hop);
             let same = |g: &&mut Self| {
@@ -205,6 +208,7 @@ impl<'a> Group<'a> {
             .filter_map(|subject| match subject {
                 Subject::Node => None,
                 Subject::Device { name } => Some(name.clone()),
+                Subject::Thing { what, name } => Some(format!("{} {name}", what.slug())),
                 Subject::Pair { peer: id, .. } => Some(peer(snapshot, *id)),
             })
             .collect();

@@ -349,7 +349,7 @@ impl Broken {
             direction: direction.map(Direction::slug),
             peer: match &wanted.about {
                 About::Peer(address) => Some(poll::name_of(cluster, *address)),
-                About::Node | About::Device(_) => None,
+                About::Node | About::Device(_) | About::Thing(..) => None,
             },
             hop: hop.map(|hop| format!("{}→{}", hop.from, hop.to)),
             seconds_to_detect,

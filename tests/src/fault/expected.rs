@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
-use overlaywatch_core::finding::Direction;
+use overlaywatch_core::finding::{Direction, Thing};
 use overlaywatch_core::ladder::{Hop, Segment};
 
 use crate::judge::{About, Wanted};
@@ -27,6 +27,8 @@ pub struct Expected {
     pub directions: &'static [Direction],
     /// Where packets vanish; none where it is no question.
     pub hops: &'static [Segment],
+    /// What its evidence must name.
+    pub tells: &'static [&'static str],
 }
 
 /// What a finding is about, as seen from the node that shows it.
@@ -38,6 +40,8 @@ pub enum Subject {
     Uplink,
     /// Its tunnel device.
     Tunnel,
+    /// Something else that it has, with its name.
+    Thing(Thing, &'static str),
     /// Its traffic with another node.
     Peer(usize),
 }
@@ -77,12 +81,12 @@ pub(super) const fn says(
     directions: &'static [Direction],
     hops: &'static [Segment],
 ) -> Expected {
-    Expected { node, code: Some(code), subject: Subject::Peer(peer), directions, hops }
+    Expected { code: Some(code), ..counts(node, peer, directions, hops) }
 }
 
 /// A finding about the node or one of its devices.
 pub(super) const fn says_itself(node: usize, code: Code, subject: Subject) -> Expected {
-    Expected { node, code: Some(code), subject, directions: NO_DIRECTION, hops: NO_HOP }
+    Expected { code: Some(code), subject, ..may_speak_of_itself(node) }
 }
 
 /// What the peer sends through the tunnel vanishes on one of the two nodes, and
@@ -99,7 +103,7 @@ pub(super) const fn counts(
     directions: &'static [Direction],
     hops: &'static [Segment],
 ) -> Expected {
-    Expected { node, code: None, subject: Subject::Peer(peer), directions, hops }
+    Expected { node, code: None, subject: Subject::Peer(peer), directions, hops, tells: &[] }
 }
 
 /// A node may speak of a peer, and need not.
@@ -110,15 +114,20 @@ pub(super) const fn may_speak(node: usize, peer: usize) -> Expected {
 /// A node may speak of itself, and need not.
 pub(super) const fn may_speak_of_itself(node: usize) -> Expected {
     let subject = Subject::Node;
-    Expected { node, code: None, subject, directions: NO_DIRECTION, hops: NO_HOP }
+    Expected { node, code: None, subject, directions: NO_DIRECTION, hops: NO_HOP, tells: &[] }
 }
 
 impl Expected {
+    /// The same, whose evidence names all of `tells`.
+    pub(super) const fn telling(self, tells: &'static [&'static str]) -> Self {
+        Self { tells, ..self }
+    }
+
     /// Whether it is the same node's word about the same peer.
     pub(super) fn is_of_pair_of(&self, other: &Self) -> bool {
         let peer = |subject| match subject {
             Subject::Peer(peer) => Some(peer),
-            Subject::Node | Subject::Uplink | Subject::Tunnel => None,
+            Subject::Node | Subject::Uplink | Subject::Tunnel | Subject::Thing(..) => None,
         };
         self.node == other.node
             && peer(self.subject).is_some_and(|it| Some(it) == peer(other.subject))
@@ -142,6 +151,7 @@ impl Expected {
             Subject::Node => About::Node,
             Subject::Uplink => About::Device("eth0".to_owned()),
             Subject::Tunnel => About::Device(cluster.shape.device().to_owned()),
+            Subject::Thing(what, name) => About::Thing(what.slug().to_owned(), name.to_owned()),
             Subject::Peer(peer) => About::Peer(cluster.node(peer)?.underlay().into()),
         };
         Ok(Wanted {
@@ -150,6 +160,7 @@ impl Expected {
             about,
             directions: self.directions.to_vec(),
             hops: self.hops.to_vec(),
+            tells: self.tells.to_vec(),
         })
     }
 }
@@ -162,6 +173,7 @@ impl fmt::Display for Expected {
             Subject::Node => Ok(()),
             Subject::Uplink => f.write_str(" of its NIC"),
             Subject::Tunnel => f.write_str(" of its tunnel device"),
+            Subject::Thing(what, name) => write!(f, " of {} {name}", what.slug()),
             Subject::Peer(peer) => write!(f, " of node-{}", peer + 1),
         }?;
         if !self.directions.is_empty() {

@@ -216,7 +216,9 @@ mod tests {
             for expected in fault.expected.iter().chain(fault.counted) {
                 let peer = match expected.subject {
                     Subject::Peer(peer) => peer,
-                    Subject::Node | Subject::Uplink | Subject::Tunnel => expected.node,
+                    Subject::Node | Subject::Uplink | Subject::Tunnel | Subject::Thing(..) => {
+                        expected.node
+                    }
                 };
                 assert!(expected.node < fault.nodes && peer < fault.nodes, "{}", fault.name);
             }
@@ -264,7 +266,7 @@ mod tests {
 
     #[test]
     fn every_code_is_raised_by_a_fault_and_denied_by_another() {
-        for entry in &CATALOG {
+        for entry in CATALOG {
             let raised = |fault: &Fault| fault.expected.iter().any(|e| e.code == Some(entry.code));
             assert!(all().any(raised), "nothing raises {}", entry.slug);
             let denied = |fault: &Fault| fault.unlike.contains(&entry.code);

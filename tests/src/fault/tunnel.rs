@@ -100,7 +100,8 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says_itself(B, Code::TunnelMissing, Subject::Tunnel),
             // B has nothing to send through: only one direction can be told.
-            says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
+            says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION)
+                .telling(&["type 3, code 3"]),
             says(C, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
         ],
         counted: &[may_speak(B, A), may_speak(B, C)],

@@ -1,0 +1,61 @@
+//! This node's NICs and tunnel devices.
+
+use super::{Code, Entry, Severity};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    Entry {
+        code: Code::TunnelDown,
+        slug: "tunnel-down",
+        title: "tunnel device is down",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[],
+        meaning: "The tunnel device is switched off. Setting it down also removed its routes and permanent neighbours, and switching it on does not bring them back.",
+        remedy: "Restart the CNI agent of this node, which sets {device} up and programs its routes again; `ip link set {device} up` alone is not enough. If it recurs, see whether NetworkManager manages the device (`nmcli device`).",
+    },
+    Entry {
+        code: Code::TunnelMissing,
+        slug: "tunnel-missing",
+        title: "tunnel device is gone",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[],
+        meaning: "A tunnel device that led to peers has vanished from this node.",
+        remedy: "Restart the CNI agent of this node, which makes {device} anew; then look in its log for who deleted it.",
+    },
+    Entry {
+        code: Code::VtepLocalAddressWrong,
+        slug: "vtep-local-address-wrong",
+        title: "tunnel sends from an address that is not on this host",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[],
+        meaning: "The VXLAN device is bound to a source address that this host does not have, so every encapsulated packet dies with a carrier error.",
+        remedy: "Restart the CNI agent with the right node address (flannel: --iface, K3s: --node-ip and --flannel-iface); see `ip -d link show {device}` for the address it uses.",
+    },
+    Entry {
+        code: Code::TunnelMtuTooLarge,
+        slug: "tunnel-mtu-too-large",
+        title: "tunnel MTU does not fit the underlay",
+        severity: Severity::Warning,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[],
+        meaning: "Full-sized inner packets plus the encapsulation exceed the MTU of the device below: they are fragmented or lost.",
+        remedy: "Lower the MTU of the tunnel and of the pods in the CNI's configuration to the underlay's MTU less the encapsulation's overhead.",
+    },
+    Entry {
+        code: Code::UnderlayLinkDown,
+        slug: "underlay-link-down",
+        title: "the NIC below the tunnels is down",
+        severity: Severity::Critical,
+        raise_after_ms: 500,
+        clear_after_seconds: 5,
+        parents: &[],
+        meaning: "The device that leads to the peers is switched off or has no carrier.",
+        remedy: "`ip link show {device}`; check cable, switch port, bond and the hypervisor's side.",
+    },
+];

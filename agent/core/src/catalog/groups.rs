@@ -1,0 +1,31 @@
+//! Codes that explain others together.
+
+use super::Code;
+
+/// This node's devices: without them nothing leaves.
+pub(super) const DEVICES: &[Code] =
+    &[Code::UnderlayLinkDown, Code::TunnelDown, Code::TunnelMissing];
+/// The two ends of a tunnel do not fit each other.
+pub(super) const ENDS: &[Code] = &[
+    Code::VtepLocalAddressWrong,
+    Code::RemoteTunnelDown,
+    Code::VniMismatch,
+    Code::VxlanPortMismatch,
+    Code::StaleVtepMac,
+];
+/// The kernel's tables do not lead to the peer.
+pub(super) const TABLES: &[Code] = &[
+    Code::FdbMissing,
+    Code::FdbMisdirected,
+    Code::VtepNeighbourMissing,
+    Code::RouteMissing,
+    Code::RouteBlackhole,
+    Code::RouteBypassesTunnel,
+];
+/// The peer's kernel itself says that it does not take the encapsulation.
+pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
+/// More is lost already on a layer below.
+pub(super) const LOSS: &[Code] =
+    &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];
+/// The peer or this node is cut off.
+pub(super) const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];

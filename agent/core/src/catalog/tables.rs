@@ -1,0 +1,73 @@
+//! Routes, neighbours and forwarding entries that do not lead to the peer.
+
+use super::groups::{DEVICES, PEER};
+use super::{Code, Entry, Severity};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    Entry {
+        code: Code::FdbMissing,
+        slug: "fdb-missing",
+        title: "no forwarding entry for the peer's VTEP",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, PEER],
+        meaning: "The tunnel knows the peer's MAC but not behind which node it is, and it does not learn: packets to the peer are dropped in the tunnel device.",
+        remedy: "Restart the CNI agent of this node; or, by hand, `bridge fdb append MAC dev {device} dst {address}`.",
+    },
+    Entry {
+        code: Code::FdbMisdirected,
+        slug: "fdb-misdirected",
+        title: "the forwarding entry for the peer's VTEP leads to another node",
+        severity: Severity::Critical,
+        raise_after_ms: 2000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, PEER],
+        meaning: "Packets for the peer are encapsulated to another node, which drops them as meant for another host: a stale entry, as a rule after the peer's address moved.",
+        remedy: "Restart the CNI agent of this node; or, by hand, `bridge fdb replace MAC dev {device} dst {address}`.",
+    },
+    Entry {
+        code: Code::VtepNeighbourMissing,
+        slug: "vtep-neighbour-missing",
+        title: "no neighbour entry for the peer's VTEP",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, PEER],
+        meaning: "The peer's overlay address has no link-layer address on the tunnel, which does not resolve by itself.",
+        remedy: "Restart the CNI agent of this node; or, by hand, `ip neigh replace OVERLAY-ADDRESS lladdr MAC dev {device} nud permanent`.",
+    },
+    Entry {
+        code: Code::RouteMissing,
+        slug: "route-missing",
+        title: "no route to the peer's pods",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, PEER],
+        meaning: "Peers of this tunnel have a route each; this one has none. With a default route the packets leave unencapsulated instead of being dropped.",
+        remedy: "Restart the CNI agent of this node; with Calico see `calicoctl node status` for the BGP session to {peer}.",
+    },
+    Entry {
+        code: Code::RouteBlackhole,
+        slug: "route-blackhole",
+        title: "a blackhole route covers the peer's pods",
+        severity: Severity::Critical,
+        raise_after_ms: 1000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, PEER],
+        meaning: "The most specific route to the peer's overlay drops packets instead of sending them into the tunnel.",
+        remedy: "Find who installed it: `ip route get OVERLAY-ADDRESS`, `ip -d route show type blackhole` and `ip rule`; remove it or restore the more specific route.",
+    },
+    Entry {
+        code: Code::RouteBypassesTunnel,
+        slug: "route-bypasses-tunnel",
+        title: "the route to the peer's pods does not lead into its tunnel",
+        severity: Severity::Critical,
+        raise_after_ms: 2000,
+        clear_after_seconds: 5,
+        parents: &[DEVICES, &[Code::RouteMissing], PEER],
+        meaning: "The route to the peer's overlay leaves through another device than the tunnel that leads to the peer: a leftover of another CNI, or a default route catching it.",
+        remedy: "`ip route get OVERLAY-ADDRESS` shows the route; remove the leftover route, or restart the CNI agent to restore its own.",
+    },
+];
