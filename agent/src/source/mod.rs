@@ -9,6 +9,7 @@
 //! Each source is run by one wrapper that measures it and reports how it fared, so
 //! a source that fails shows as a gap of its own and takes no other along.
 
+mod ask;
 mod error;
 pub mod kernel;
 mod meter;

@@ -215,7 +215,7 @@ pub(crate) const ROWS: &[Row] = &[
             "core::time",
             "agent::clock",
         ],
-        siblings: Strangers(&["error", "meter", "wire"]),
+        siblings: Strangers(&["ask", "error", "meter", "wire"]),
         reason: "a source turns the kernel's bytes into the model and can fail alone: \
                  it knows no rule, no interface and no other source",
     },

@@ -3,27 +3,24 @@
 //! folders among the pins remember it: `clsact-IFINDEX-in`, `clsact-IFINDEX-out`,
 //! and `clsact-IFINDEX-made` where the discipline itself was not there before.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlasIterator,
-};
+use netlink_packet_core::NlasIterator;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use nix::net::if_::if_indextoname;
-use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
-use nix::sys::time::{TimeVal, TimeValLike};
 use overlaywatch_core::kernel::HookedDevice;
 use overlaywatch_core::model::IfIndex;
 
 use super::pins::CLSACT;
 use super::side::{self, Place, Side};
 use crate::source::SourceError;
-use crate::source::wire::{self, HEADER_BYTES, messages};
+use crate::source::ask::{Question, ask};
+use crate::source::wire::{self, Message};
 
 /// By which our filters are known, with the name.
 const HANDLE: TcHandle = TcHandle::new(0, 0x4f57);
@@ -46,8 +43,6 @@ const EGRESS_PARENT: u32 = 0xffff_fff3;
 /// `TCA_OPTIONS` and, in it, `TCA_BPF_NAME` (include/uapi/linux/pkt_cls.h).
 const OPTIONS: u16 = 2;
 const BPF_NAME: u16 = 7;
-/// How long the kernel may take, seconds.
-const PATIENCE_SECONDS: i64 = 5;
 
 /// A filter, by what tells it from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +66,7 @@ fn ours(side: Side) -> Filter {
 
 /// Where our filter is on one side of a device.
 pub(super) fn place(device: &HookedDevice, side: Side) -> Result<Place<Filter>, SourceError> {
-    let what = || format!("asking what is attached to {}", device.name);
-    let all = filters(device.index, side).map_err(|error| SourceError::io(what(), error))?;
-    Ok(side.place(&all, &ours(side)))
+    Ok(side.place(&filters(device.index, side)?, &ours(side)))
 }
 
 /// Attaches one program; whether it took over from an earlier run without a gap.
@@ -161,15 +154,15 @@ fn is_unused(index: IfIndex) -> bool {
 }
 
 /// The filters on one side of a device, in the order in which they run.
-fn filters(index: IfIndex, side: Side) -> io::Result<Vec<Filter>> {
+fn filters(index: IfIndex, side: Side) -> Result<Vec<Filter>, SourceError> {
     let parent = match side {
         Side::In => INGRESS_PARENT,
         Side::Out => EGRESS_PARENT,
     };
     let mut all = Vec::new();
-    talk(libc::RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent, |kind, payload| {
-        if kind == libc::RTM_NEWTFILTER {
-            all.extend(filter(payload, parent));
+    talk(libc::RTM_GETTFILTER, true, index, 0, parent, |message| {
+        if message.kind == libc::RTM_NEWTFILTER {
+            all.extend(filter(message.payload, parent));
         }
     })?;
     Ok(all)
@@ -199,46 +192,29 @@ fn filter(payload: &[u8], side: u32) -> Option<Filter> {
     Some(Filter { priority, handle, is_ours })
 }
 
-fn remove_clsact(index: IfIndex) -> io::Result<()> {
-    talk(libc::RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT, |_, _| {})
+fn remove_clsact(index: IfIndex) -> Result<(), SourceError> {
+    talk(libc::RTM_DELQDISC, false, index, CLSACT_HANDLE, CLSACT_PARENT, |_| {})
 }
 
 /// Asks something of traffic control and takes in the answer.
 fn talk(
     kind: u16,
-    flags: u16,
+    is_dump: bool,
     index: IfIndex,
     handle: u32,
     parent: u32,
-    mut answer: impl FnMut(u16, &[u8]),
-) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
-    let mut request = Vec::with_capacity(HEADER_BYTES + TCMSG_BYTES);
-    request.extend(36_u32.to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    // Sequence number and port: see `rtnetlink::dump`. Then the family.
-    request.extend([0; 12]);
+    mut answer: impl FnMut(Message<'_>),
+) -> Result<(), SourceError> {
+    // struct tcmsg: family, padding, device, handle, parent, info.
+    let mut body = vec![0; 4];
     for word in [index.0, handle, parent, 0] {
-        request.extend(word.to_ne_bytes());
+        body.extend(word.to_ne_bytes());
     }
-    socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;
-    let mut buffer = wire::buffer();
-    loop {
-        let datagram = wire::receive(&socket, &mut buffer, 0)?;
-        for message in messages(datagram) {
-            let message = message.map_err(|error| io::Error::other(error.to_string()))?;
-            if matches!(message.kind, NLMSG_DONE | NLMSG_ERROR) {
-                let code =
-                    message.payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                return match code {
-                    0.. => Ok(()),
-                    _ => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                };
-            }
-            answer(message.kind, message.payload);
-        }
-    }
+    let what = "asking traffic control for filters";
+    let question = Question { what, protocol: NETLINK_ROUTE, kind, is_dump, body: &body };
+    ask(question, &mut wire::buffer(), |message| {
+        answer(message);
+        Ok::<_, Infallible>(())
+    })
+    .map(drop)
 }

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use overlaywatch_core::assembly::{Change, Update};
 
-use super::dump::Collected;
+use super::dump::digest;
 use super::feed::{Common, Feed};
 use super::feeds::{Addresses, Fdb, Links, Neighbours, Routes, Rules};
 use super::follow::take;
-use super::wire::messages;
+use crate::source::wire::messages;
 
 /// What the assembly is told when `datagram` is all that each subject's dump
 /// gives, and when it then comes again as events.
@@ -31,10 +31,9 @@ pub fn updates(datagram: &[u8]) -> Vec<Update> {
 fn read<F: Feed>(datagram: &[u8], common: &mut Common, updates: &mut Vec<Update>) {
     let mut feed = F::default();
     for request in F::REQUESTS {
-        let mut dump = Collected::new();
-        if dump.digest(*request, datagram, &F::translate).is_ok() {
-            feed.dumped(&mut dump.all, common);
-            updates.push(F::update(Change::Replace(dump.all)));
+        if let Ok(mut all) = digest(*request, datagram, F::translate) {
+            feed.dumped(&mut all, common);
+            updates.push(F::update(Change::Replace(all)));
         }
     }
     let mut pending = BTreeMap::new();

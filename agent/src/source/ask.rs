@@ -1,0 +1,214 @@
+//! Asking the kernel over netlink (netlink(7)): one question and its answers.
+
+use std::fmt::Display;
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+};
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::SourceError;
+use super::wire::{self, HEADER_BYTES, Message, messages};
+
+/// How long to wait for the next part of an answer, seconds.
+const PATIENCE_SECONDS: i64 = 5;
+
+/// What to ask for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question<'a> {
+    /// For messages to people: "dumping routes".
+    pub(super) what: &'static str,
+    /// `NETLINK_...`.
+    pub(super) protocol: isize,
+    /// The type of the request's message.
+    pub(super) kind: u16,
+    /// A whole table is asked for, not one thing.
+    pub(super) is_dump: bool,
+    /// What follows the message's header: the family's own header and attributes.
+    pub(super) body: &'a [u8],
+}
+
+/// Asks, and gives each message of the answer to `take`. Whether the answer is
+/// of one moment: a table that changes while it is dumped may have gaps.
+///
+/// Each question has a socket of its own, so that nothing of an abandoned
+/// answer can be mistaken for part of it, and events cannot come in between.
+///
+/// # Errors
+/// When the kernel refuses, does not answer in time, or `take` cannot read it.
+pub(super) fn ask<E: Display>(
+    question: Question<'_>,
+    buffer: &mut [u8],
+    mut take: impl FnMut(Message<'_>) -> Result<(), E>,
+) -> Result<bool, SourceError> {
+    let failed = |source| SourceError::io(question.what, source);
+    let socket = open(question).map_err(failed)?;
+    let mut answer = Answer::default();
+    loop {
+        let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
+        if answer.digest(question.what, datagram, &mut take)? {
+            return Ok(!answer.interrupted);
+        }
+    }
+}
+
+/// What has come of an answer so far.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// The kernel saw the table change meanwhile.
+    pub(super) interrupted: bool,
+}
+
+impl Answer {
+    /// Takes in one datagram; whether it was the last.
+    pub(super) fn digest<E: Display>(
+        &mut self,
+        what: &'static str,
+        datagram: &[u8],
+        take: &mut impl FnMut(Message<'_>) -> Result<(), E>,
+    ) -> Result<bool, SourceError> {
+        for message in messages(datagram) {
+            let message = message.map_err(|error| malformed(what, &error))?;
+            self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                // An error in the middle of a dump rides in its last message
+                // (netlink_dump_done, net/netlink/af_netlink.c).
+                NLMSG_DONE | NLMSG_ERROR => {
+                    let code = message.payload.first_chunk().copied().map(i32::from_ne_bytes);
+                    refused(code.unwrap_or(0)).map_err(|source| SourceError::io(what, source))?;
+                    return Ok(true);
+                }
+                _ => take(message).map_err(|error| malformed(what, &error))?,
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn malformed(what: &str, reason: &dyn Display) -> SourceError {
+    SourceError::Malformed { what: what.to_owned(), reason: reason.to_string() }
+}
+
+/// A negative error number as the error that it is.
+fn refused(code: i32) -> io::Result<()> {
+    if code < 0 { Err(io::Error::from_raw_os_error(code.saturating_neg())) } else { Ok(()) }
+}
+
+fn open(question: Question<'_>) -> io::Result<Socket> {
+    let mut socket = Socket::new(question.protocol)?;
+    socket.bind_auto()?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+    // Spares the cached routes, which nobody here wants. Kernels before 4.20
+    // do not know it and send them; they are told apart by their flag.
+    let _ = socket.set_netlink_get_strict_chk(true);
+    socket.send_to(&encode(question), &SocketAddr::new(0, 0), 0)?;
+    Ok(socket)
+}
+
+/// `struct nlmsghdr` and the body. What is no dump ends with an acknowledgement.
+fn encode(question: Question<'_>) -> Vec<u8> {
+    let length = HEADER_BYTES + question.body.len();
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend(question.kind.to_ne_bytes());
+    let mode = if question.is_dump { NLM_F_DUMP } else { NLM_F_ACK };
+    bytes.extend((NLM_F_REQUEST | mode).to_ne_bytes());
+    // Sequence number and port: nothing else is ever asked on this socket,
+    // and the kernel fills in the port.
+    bytes.extend([0; 8]);
+    bytes.extend(question.body);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_sys::protocols::NETLINK_ROUTE;
+    use overlaywatch_core::fact::Gap;
+
+    use super::*;
+
+    const LINKS: Question<'_> = Question {
+        what: "dumping links",
+        protocol: NETLINK_ROUTE,
+        kind: libc::RTM_GETLINK,
+        is_dump: true,
+        body: &[0; 16],
+    };
+
+    fn never(_: Message<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    #[test]
+    fn an_unknown_request_is_refused_by_the_kernel_and_said_so() {
+        // Far beyond the last message type (RTM_MAX).
+        let nonsense = Question { what: "dumping nonsense", kind: 250, body: &[0; 4], ..LINKS };
+        let error = ask(nonsense, &mut wire::buffer(), never).unwrap_err();
+        assert!(
+            matches!(&error, SourceError::Io { source, .. }
+            if source.raw_os_error() == Some(libc::EOPNOTSUPP)),
+            "{error}"
+        );
+        assert_eq!(error.gap(), Gap::Unsupported);
+    }
+
+    #[test]
+    fn what_cannot_be_read_fails_the_answer() {
+        let error = ask(LINKS, &mut wire::buffer(), |_| Err("odd")).unwrap_err();
+        assert!(error.to_string().starts_with("dumping links: odd"), "{error}");
+    }
+
+    #[test]
+    fn one_thing_ends_with_an_acknowledgement() {
+        let mut body = vec![0; 16];
+        // struct ifinfomsg: the index is its second word; lo is the first device.
+        body[4] = 1;
+        let one = Question { is_dump: false, body: &body, ..LINKS };
+        let mut count = 0;
+        let is_whole = ask(one, &mut wire::buffer(), |message| {
+            count += u32::from(message.kind == libc::RTM_NEWLINK);
+            Ok::<_, String>(())
+        });
+        assert_eq!((is_whole.unwrap(), count), (true, 1));
+    }
+
+    fn message(kind: u16, flags: u16, code: i32) -> Vec<u8> {
+        let mut bytes = 20_u32.to_ne_bytes().to_vec();
+        bytes.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        bytes.extend([0; 8]);
+        bytes.extend(code.to_ne_bytes());
+        bytes
+    }
+
+    fn digest(messages: &[Vec<u8>]) -> Result<(bool, bool, usize), SourceError> {
+        let (mut answer, mut count) = (Answer::default(), 0);
+        let done = answer.digest(LINKS.what, &messages.concat(), &mut |_| {
+            count += 1;
+            Ok::<_, String>(())
+        })?;
+        Ok((done, answer.interrupted, count))
+    }
+
+    #[test]
+    fn an_error_in_the_last_message_fails_the_dump() {
+        let link = message(libc::RTM_NEWLINK, 0, 0);
+        assert_eq!(digest(&[link.clone(), link.clone()]).unwrap(), (false, false, 2));
+        let done = message(NLMSG_DONE, 0, 0);
+        assert_eq!(digest(&[link.clone(), done]).unwrap(), (true, false, 1));
+        for last in [NLMSG_DONE, NLMSG_ERROR] {
+            let error = digest(&[link.clone(), message(last, 0, -libc::EACCES)]).unwrap_err();
+            assert_eq!(error.gap(), Gap::Denied, "{error}");
+        }
+    }
+
+    #[test]
+    fn any_message_may_say_that_the_table_changed() {
+        let done = message(NLMSG_DONE, 0, 0);
+        let link = message(libc::RTM_NEWLINK, NLM_F_DUMP_INTR, 0);
+        assert_eq!(digest(&[link, done]).unwrap(), (true, true, 1));
+        assert_eq!(digest(&[message(NLMSG_DONE, NLM_F_DUMP_INTR, 0)]).unwrap(), (true, true, 0));
+    }
+}
