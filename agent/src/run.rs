@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::assemble::Assembler;
 use crate::cli::NodeArgs;
-use crate::config::{Attach, Config, ConfigError, PeersError, follow_peers, read_peers_file};
+use crate::config::{Config, ConfigError, PeersError, follow_peers, read_peers_file};
 use crate::probe::{self, ProbeError};
 use crate::published::{Publication, Published};
 use crate::serve::{self, Limits, ServeError};
@@ -205,11 +205,7 @@ fn only_at_start(running: &Config, new: &Config) -> Vec<&'static str> {
 fn kernel_options(config: &Config) -> kernel::Options {
     kernel::Options {
         pin: config.pin.clone(),
-        attach: match config.attach {
-            Attach::Auto => kernel::Attach::Auto,
-            Attach::Tcx => kernel::Attach::Tcx,
-            Attach::Clsact => kernel::Attach::Clsact,
-        },
+        attach: config.attach,
         probe_port: config.probe_port,
         types: kernel::TYPES.into(),
     }

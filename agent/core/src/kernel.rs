@@ -138,6 +138,19 @@ pub struct Traffic {
     pub lately: u64,
 }
 
+/// How the programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// As the kernel can.
+    #[default]
+    Auto,
+    /// Links of the multi-program interface, Linux 6.6 and later.
+    Tcx,
+    /// Filters on the clsact queueing discipline.
+    Clsact,
+}
+
 /// What the programs are to watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HookPlan {

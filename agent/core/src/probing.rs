@@ -140,7 +140,7 @@ impl From<&Tunnel> for TunnelAdvert {
 }
 
 /// What a peer says of itself and of what it received from this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its name.
     pub node: Option<NodeName>,

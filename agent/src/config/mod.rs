@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::SourceId;
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::model::{NodeName, PeerListEntry};
 use overlaywatch_core::policy::Policy;
 use serde::Deserialize;
@@ -67,18 +68,6 @@ pub struct Config {
     pub counted_only: bool,
     /// Limits of the HTTP server.
     pub http: HttpConfig,
-}
-
-/// How the eBPF programs are attached to devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attach {
-    /// By tcx links where the kernel has them, else by clsact filters.
-    #[default]
-    Auto,
-    /// By tcx links (Linux 6.6).
-    Tcx,
-    /// By filters on the clsact queueing discipline.
-    Clsact,
 }
 
 /// What is logged and how.
@@ -208,11 +197,7 @@ impl Config {
             silenced: raw.silence.into_iter().collect(),
             disabled: disabled.into_iter().filter(|(_, on)| !on).map(|(id, _)| id).collect(),
             pin: raw.ebpf.pin.unwrap_or_else(|| PathBuf::from(DEFAULT_PIN)),
-            attach: match raw.ebpf.attach {
-                raw::RawAttach::Auto => Attach::Auto,
-                raw::RawAttach::Tcx => Attach::Tcx,
-                raw::RawAttach::Clsact => Attach::Clsact,
-            },
+            attach: raw.ebpf.attach,
             counted_only: false,
             log: LogConfig { level: raw.log.level, format: raw.log.format },
             http: HttpConfig {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::model::NodeName;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
@@ -62,17 +63,7 @@ pub(super) struct RawSources {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawEbpf {
     pub(super) pin: Option<PathBuf>,
-    pub(super) attach: RawAttach,
-}
-
-/// How programs are attached to devices.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum RawAttach {
-    #[default]
-    Auto,
-    Tcx,
-    Clsact,
+    pub(super) attach: Attach,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use overlaywatch::source::kernel::{self, Attach, HopReader, Options, TYPES};
+use overlaywatch::source::kernel::{self, HopReader, Options, TYPES};
 use overlaywatch_core::assembly::{SourceReport, Update};
-use overlaywatch_core::kernel::{HookPlan, HookedDevice, KernelCounts};
+use overlaywatch_core::kernel::{Attach, HookPlan, HookedDevice, KernelCounts};
 use overlaywatch_core::ladder::Climb;
 use overlaywatch_core::model::{Encapsulation, IfIndex, PeerId};
 use overlaywatch_core::probing::Stream;

@@ -1,6 +1,7 @@
 //! Other programs on the same hooks: nobody displaces anybody.
 
-use overlaywatch::source::kernel::{self, Attach};
+use overlaywatch::source::kernel;
+use overlaywatch_core::kernel::Attach;
 
 use crate::bench::{Loader, Namespace, Pins, SMALL, options, pair, plan, requests, sink, wait};
 use crate::foreign::{By, Foreign, Side, filters, tcx};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use overlaywatch::source::kernel::Attach;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::kernel::DropForm;
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::Stream;

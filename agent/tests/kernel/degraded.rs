@@ -1,8 +1,9 @@
 //! Where something is missing: a gap names it and the remedy, and everything
 //! else works.
 
-use overlaywatch::source::kernel::{Attach, Options};
+use overlaywatch::source::kernel::Options;
 use overlaywatch_core::fact::Gap;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_ebpf::MAX_PROBES;
 
 use crate::bench::{

@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::{Child, Command};
 
-use overlaywatch::source::kernel::{self, Attach};
+use overlaywatch::source::kernel;
+use overlaywatch_core::kernel::Attach;
 
 use crate::bench::{Loader, Namespace, Pins, SMALL, index, options, pair, plan, requests, wait};
 use crate::coexistence::detach;

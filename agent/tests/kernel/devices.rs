@@ -1,6 +1,6 @@
 //! Devices come, go and change; hooks follow the whole agent's observations.
 
-use overlaywatch::source::kernel::Attach;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::kernel::HookPlan;
 
 use crate::bench::{

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use overlaywatch::source::kernel::Attach;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::kernel::HookedDevice;
 use overlaywatch_core::model::PeerId;
 use overlaywatch_core::probing::Stream;

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use overlaywatch::source::kernel::Attach;
+use overlaywatch_core::kernel::Attach;
 use overlaywatch_core::ladder::Climb;
 use overlaywatch_ebpf::{ProbeKey, Windows, hop};
 

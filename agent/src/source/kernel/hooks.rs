@@ -9,7 +9,7 @@ use aya::programs::RawTracePoint;
 use aya::programs::links::FdLink;
 use aya::util::KernelVersion;
 use nix::net::if_::if_indextoname;
-use overlaywatch_core::kernel::HookedDevice;
+use overlaywatch_core::kernel::{Attach, HookedDevice};
 use overlaywatch_core::model::IfIndex;
 use overlaywatch_core::time::{Mono, SECOND};
 
@@ -24,25 +24,12 @@ const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 /// For how long it is told that something detached us.
 const TOLD_NS: u64 = 600 * SECOND;
 
-/// How programs are attached to devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attach {
-    /// As the kernel can.
-    #[default]
-    Auto,
-    /// Links of the multi-program interface, Linux 6.6 and later.
-    Tcx,
-    /// Filters on the clsact queueing discipline.
-    Clsact,
-}
-
-impl Attach {
-    fn is_tcx(self) -> bool {
-        match self {
-            Self::Auto => KernelVersion::current().is_ok_and(|now| now >= TCX_SINCE),
-            Self::Tcx => true,
-            Self::Clsact => false,
-        }
+/// Whether the programs are attached by tcx links.
+fn is_tcx(attach: Attach) -> bool {
+    match attach {
+        Attach::Auto => KernelVersion::current().is_ok_and(|now| now >= TCX_SINCE),
+        Attach::Tcx => true,
+        Attach::Clsact => false,
     }
 }
 
@@ -75,7 +62,7 @@ pub(super) struct Hooks {
 
 impl Hooks {
     pub(super) fn new(attach: Attach) -> Self {
-        Self { is_tcx: attach.is_tcx(), hooked: BTreeMap::new(), problems: BTreeMap::new() }
+        Self { is_tcx: is_tcx(attach), hooked: BTreeMap::new(), problems: BTreeMap::new() }
     }
 
     /// What is not watched although it should be.

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, MapData};
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
-use overlaywatch_core::kernel::{HookPlan, KernelCounts, PacketDrop};
+use overlaywatch_core::kernel::{Attach, HookPlan, KernelCounts, PacketDrop};
 use overlaywatch_core::ladder::{Climb, HopWindows, Window};
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::probing::{ProbeDrop, Stream};
@@ -36,7 +36,6 @@ use overlaywatch_ebpf::{ProbeKey, Windows, hop};
 use tokio::sync::{mpsc, watch};
 
 use self::counts::Counts;
-pub use self::hooks::Attach;
 use self::hooks::Hooks;
 use self::names::Names;
 use self::pins::Pins;

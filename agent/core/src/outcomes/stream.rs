@@ -1,16 +1,14 @@
-//! Folds probe events into per-stream outcomes: joins each probe with its
-//! reply, or with the peer's window when there is none.
+//! One stream's probes: what became of each, by second and direction.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use crate::ladder::{Climb, Direction, Hop, HopWindows, Recorded, Seen, Segment, Window, segment};
-use crate::model::PeerId;
-use crate::pairs::{DEAD_RUN, PairView, Place, RoundTrip, Run, StreamView, Tally, Total};
-use crate::probing::{Passage, PeerStatus, ProbeEvent, SendError, Stream};
+use super::hops::{Hops, Told, window_of};
+use crate::ladder::{Climb, Direction, Recorded, Seen, Segment, Window};
+use crate::pairs::{DEAD_RUN, Place, RoundTrip, Run, StreamView, Tally, Total};
+use crate::probing::{Passage, SendError, Stream};
 use crate::statistics::Sequential;
-use crate::time::{MILLISECOND, Mono, SECOND};
+use crate::time::{Mono, SECOND};
 
 /// How long single probes are remembered: a late reply within it still counts.
 const PROBE_MEMORY_NS: u64 = 10 * SECOND;
@@ -22,25 +20,8 @@ const RECENT_NS: u64 = 5 * SECOND;
 const MINUTE_SECONDS: u64 = 60;
 /// A second is judged when late replies had this long to come in, seconds.
 const SETTLED_AFTER_SECONDS: u64 = 3;
-/// A probe unanswered for this long is lost, unless the path is known to be slower.
-const TIMEOUT_NS: u64 = 500 * MILLISECOND;
-/// The longest timeout, for a path that is known to be slow; half of it for one
-/// that is not known at all.
-const LONGEST_TIMEOUT_NS: u64 = 2 * SECOND;
-/// A wake-up later than this means that the prober was starved.
-const STARVED_LAG_NS: u64 = 200 * MILLISECOND;
-/// After starvation, outcomes are not counted for this long.
-const DISCOUNT_NS: u64 = SECOND;
-/// A view without new events is made anew after this long, as its windows slide.
-const VIEW_AGE_NS: u64 = 2 * SECOND;
-/// The same for a pair in which nothing happened for [`LIVELY_NS`].
-const IDLE_AGE_NS: u64 = 15 * SECOND;
-/// Hops read this soon after a probe was sent may still miss it.
-const UNDER_WAY_NS: u64 = 100 * MILLISECOND;
 /// Placed losses remembered beyond [`PROBE_MEMORY_NS`], per stream.
 const PLACES_KEPT: usize = 64;
-/// After this long without an event only the window of a minute still slides.
-const LIVELY_NS: u64 = 10 * SECOND;
 
 /// What became of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,25 +56,26 @@ struct Bucket {
     judged: bool,
 }
 
+/// What is known of one stream to one peer.
 #[derive(Debug, Default)]
-struct StreamState {
+pub(super) struct StreamState {
     probes: VecDeque<Probe>,
     buckets: VecDeque<Bucket>,
     run: Run,
     /// When the latest-sent answered probe was sent.
     answered_until: Mono,
-    last_answer: Option<Mono>,
-    last_rtt_ns: u64,
+    pub(super) last_answer: Option<Mono>,
+    pub(super) last_rtt_ns: u64,
     outbound: Sequential,
     inbound: Sequential,
     undetermined: Sequential,
     answered: Window,
     total: Total,
     refused: VecDeque<(Mono, SendError)>,
-    unreachable: Option<(Mono, u8, IpAddr)>,
+    pub(super) unreachable: Option<(Mono, u8, IpAddr)>,
     inbound_tail: Option<InboundTail>,
     /// What passed this node's own hops, and when that was read.
-    climb: Option<(Mono, Climb)>,
+    pub(super) climb: Option<(Mono, Climb)>,
     /// Losses of the last minute that are no longer among the probes.
     placed: VecDeque<(Mono, Direction, Segment)>,
 }
@@ -107,238 +89,6 @@ struct InboundTail {
     baseline: u32,
     /// Sent since the latest that arrived.
     unseen: u32,
-}
-
-/// What the peer last said.
-#[derive(Clone, Copy)]
-struct Told<'a> {
-    /// When it was heard.
-    heard: Mono,
-    /// When it was asked: of what was sent before, the peer knew when it answered.
-    asked: Mono,
-    status: &'a PeerStatus,
-}
-
-#[derive(Debug, Default)]
-struct PairState {
-    streams: BTreeMap<Stream, StreamState>,
-    status: Option<(Mono, PeerStatus)>,
-    /// When the request was sent that `status` answers.
-    status_asked: Mono,
-    last_asked: Option<Mono>,
-    view: Arc<PairView>,
-    viewed: Mono,
-    /// When something last happened.
-    touched: Mono,
-    dirty: bool,
-}
-
-/// The outcomes of all pairs.
-#[derive(Debug, Default)]
-pub(crate) struct Outcomes {
-    pairs: BTreeMap<PeerId, PairState>,
-    /// Pairs in which something is still to be decided; the others are left alone.
-    unsettled: BTreeSet<PeerId>,
-    /// Until when the prober has told everything that it received.
-    horizon: Mono,
-    discounted_until: Option<Mono>,
-    /// Counts changes of what peers say of themselves, windows left aside.
-    statuses: u64,
-    /// Worst lag by minute halves: (since, this half, the half before).
-    lag: (Mono, u64, u64),
-}
-
-impl Outcomes {
-    /// Takes one event.
-    pub(crate) fn take(&mut self, event: ProbeEvent) {
-        match event {
-            ProbeEvent::Sent { peer, stream, seq, at } => {
-                self.stream(peer, stream).sent(Some(seq), at);
-            }
-            ProbeEvent::NotSent { peer, stream, at, error } => {
-                self.stream(peer, stream).refuse(at, error);
-            }
-            ProbeEvent::Reply { peer, stream, seq, at, rtt_ns, status } => {
-                let asked = self.stream(peer, stream).reply(seq, at, rtt_ns).unwrap_or(at);
-                if let (Some(status), Some(pair)) = (status, self.pairs.get_mut(&peer)) {
-                    self.statuses += u64::from(pair.heard(at, asked, *status));
-                }
-            }
-            ProbeEvent::Unreachable { peer, stream, at, code, from } => {
-                self.stream(peer, stream).unreachable = Some((at, code, from));
-            }
-            ProbeEvent::Asked { peer, at, streams } => {
-                for passage in streams {
-                    self.stream(peer, passage.stream).asked(at, &passage);
-                }
-                let pair = self.pairs.entry(peer).or_default();
-                pair.last_asked = pair.last_asked.max(Some(at));
-            }
-            ProbeEvent::Climbed { peer, at, climbs } => self.climbed(peer, at, climbs),
-            ProbeEvent::Observed { at, lag_ns, socket_drops } => {
-                self.observed(at, lag_ns, socket_drops);
-            }
-        }
-    }
-
-    /// Declares probes lost whose time is up, and judges settled seconds.
-    pub(crate) fn settle(&mut self) {
-        let horizon = self.horizon;
-        let discounted_until = self.discounted_until;
-        let pairs = &mut self.pairs;
-        self.unsettled.retain(|peer| {
-            let Some(pair) = pairs.get_mut(peer) else { return false };
-            let timeout = pair.timeout_ns();
-            let told = told(pair.status.as_ref(), pair.status_asked);
-            for (&stream, state) in &mut pair.streams {
-                pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, told);
-            }
-            !pair.streams.values().all(StreamState::is_settled)
-        });
-    }
-
-    /// Forgets all pairs but these.
-    pub(crate) fn retain(&mut self, keep: impl Fn(PeerId) -> bool) {
-        self.pairs.retain(|&peer, _| keep(peer));
-    }
-
-    /// What the peer last said of itself.
-    pub(crate) fn status(&self, peer: PeerId) -> Option<&(Mono, PeerStatus)> {
-        self.pairs.get(&peer)?.status.as_ref()
-    }
-
-    /// Changes whenever some peer says something else of itself.
-    pub(crate) const fn statuses(&self) -> u64 {
-        self.statuses
-    }
-
-    /// Until when outcomes are not counted because the prober is unwell.
-    pub(crate) fn discounted_until(&self) -> Option<Mono> {
-        self.discounted_until.filter(|&until| until > self.horizon)
-    }
-
-    /// The longest delay of a wake-up in the last minute.
-    pub(crate) fn worst_lag_ns(&self) -> u64 {
-        self.lag.1.max(self.lag.2)
-    }
-
-    /// All pairs as rules see them. Views of pairs in which nothing happened are shared.
-    pub(crate) fn views(&mut self, now: Mono) -> BTreeMap<PeerId, Arc<PairView>> {
-        for pair in self.pairs.values_mut() {
-            let age = if now.since(pair.touched) < LIVELY_NS { VIEW_AGE_NS } else { IDLE_AGE_NS };
-            if pair.dirty || now.since(pair.viewed) >= age {
-                pair.view = Arc::new(PairView {
-                    streams: pair.streams.iter().map(|(&s, state)| (s, state.view(now))).collect(),
-                    status: pair.status.clone(),
-                    last_asked: pair.last_asked,
-                });
-                pair.viewed = now;
-                pair.dirty = false;
-            }
-        }
-        self.pairs.iter().map(|(&peer, pair)| (peer, Arc::clone(&pair.view))).collect()
-    }
-
-    fn stream(&mut self, peer: PeerId, stream: Stream) -> &mut StreamState {
-        self.unsettled.insert(peer);
-        let pair = self.pairs.entry(peer).or_default();
-        pair.dirty = true;
-        pair.touched = self.horizon;
-        pair.streams.entry(stream).or_default()
-    }
-
-    /// This node's own hops were read.
-    fn climbed(&mut self, peer: PeerId, at: Mono, climbs: Vec<(Stream, Climb)>) {
-        let Some(pair) = self.pairs.get_mut(&peer) else { return };
-        let told = told(pair.status.as_ref(), pair.status_asked);
-        for (stream, climb) in climbs {
-            if let Some(state) = pair.streams.get_mut(&stream) {
-                state.climb = Some((at, climb));
-                pair.dirty |= state.place(stream, told);
-            }
-        }
-    }
-
-    /// Peers whose hops are worth reading: something of theirs was lost lately.
-    pub(crate) fn losing(&self) -> impl Iterator<Item = PeerId> {
-        self.pairs
-            .iter()
-            .filter(|(_, pair)| pair.streams.values().any(StreamState::is_losing))
-            .map(|(&peer, _)| peer)
-    }
-
-    fn observed(&mut self, at: Mono, lag_ns: u64, socket_drops: u32) {
-        self.horizon = self.horizon.max(at);
-        let (since, now, _) = self.lag;
-        self.lag = if at.since(since) > 30 * SECOND {
-            (at, lag_ns, now)
-        } else {
-            (since, now.max(lag_ns), self.lag.2)
-        };
-        if lag_ns < STARVED_LAG_NS && socket_drops == 0 {
-            return;
-        }
-        // Whatever was on its way while nobody looked may have been lost here.
-        let from = at.minus(lag_ns + LONGEST_TIMEOUT_NS);
-        self.discounted_until = Some(at.plus(DISCOUNT_NS));
-        // A pair that lost something within that time is not settled yet.
-        for peer in &self.unsettled {
-            let Some(pair) = self.pairs.get_mut(peer) else { continue };
-            pair.dirty = true;
-            for state in pair.streams.values_mut() {
-                state.discount(from, socket_drops > 0);
-            }
-        }
-    }
-}
-
-impl PairState {
-    /// After which a probe counts as lost: what the slowest of its streams
-    /// needed, with room; streams without an answer are taken to be like the others.
-    fn timeout_ns(&self) -> u64 {
-        let answered = self.streams.values().filter(|stream| stream.last_answer.is_some());
-        match answered.map(|stream| stream.last_rtt_ns).max() {
-            None => LONGEST_TIMEOUT_NS / 2,
-            Some(rtt) => (rtt * 4).clamp(TIMEOUT_NS, LONGEST_TIMEOUT_NS),
-        }
-    }
-
-    /// Whether the peer says of itself what it did not say before.
-    fn heard(&mut self, at: Mono, asked: Mono, status: PeerStatus) -> bool {
-        let is_news = self
-            .status
-            .as_ref()
-            .is_none_or(|(_, old)| old.node != status.node || old.tunnels != status.tunnels);
-        let restarted = self.status.as_ref().is_some_and(|(_, old)| old.epoch != status.epoch);
-        if restarted {
-            // What was lost while the peer's agent was away says nothing of the network.
-            for state in self.streams.values_mut() {
-                state.forgive();
-            }
-        } else {
-            for (stream, state) in &mut self.streams {
-                let window = window_of(&status, *stream);
-                state.resolve(asked, window);
-            }
-        }
-        if self.status.as_ref().is_none_or(|(old, _)| *old <= at) {
-            self.status = Some((at, status));
-            self.status_asked = asked;
-            let told = told(self.status.as_ref(), asked);
-            for (&stream, state) in &mut self.streams {
-                state.place(stream, told);
-            }
-        }
-        is_news
-    }
-}
-
-fn window_of(status: &PeerStatus, stream: Stream) -> Option<Window> {
-    status.windows.iter().find(|(known, _)| *known == stream).map(|(_, window)| *window)
-}
-
-fn told(status: Option<&(Mono, PeerStatus)>, asked: Mono) -> Option<Told<'_>> {
-    status.map(|(heard, status)| Told { heard: *heard, asked, status })
 }
 
 /// How a lost probe was lost, as the window of a peer that was asked at `asked` tells.
@@ -356,7 +106,7 @@ fn locate(probe: &Probe, asked: Mono, window: Option<Window>) -> Fate {
 }
 
 impl StreamState {
-    fn sent(&mut self, seq: Option<u32>, at: Mono) {
+    pub(super) fn sent(&mut self, seq: Option<u32>, at: Mono) {
         self.total.sent += 1;
         self.probes.push_back(Probe { seq, at, fate: Fate::Pending, place: None });
         if let Some(bucket) = self.bucket(at) {
@@ -378,7 +128,7 @@ impl StreamState {
         }
     }
 
-    fn refuse(&mut self, at: Mono, error: SendError) {
+    pub(super) fn refuse(&mut self, at: Mono, error: SendError) {
         if error == SendError::Busy {
             return;
         }
@@ -390,7 +140,7 @@ impl StreamState {
     }
 
     /// Takes an answer; when its probe was sent, if that is still known.
-    fn reply(&mut self, seq: u32, at: Mono, rtt_ns: u64) -> Option<Mono> {
+    pub(super) fn reply(&mut self, seq: u32, at: Mono, rtt_ns: u64) -> Option<Mono> {
         match self.answered.record(seq) {
             Recorded::Advanced => {}
             Recorded::Reordered => self.total.reordered += 1,
@@ -417,7 +167,7 @@ impl StreamState {
     }
 
     /// The peer tells how far its own stream has got.
-    fn asked(&mut self, at: Mono, passage: &Passage) {
+    pub(super) fn asked(&mut self, at: Mono, passage: &Passage) {
         let sent_since = |earlier: u32| passage.sent_highest.wrapping_sub(earlier);
         let is_ahead = |earlier: u32| sent_since(earlier) < 1 << 31;
         let baseline = match self.inbound_tail {
@@ -436,7 +186,7 @@ impl StreamState {
     }
 
     /// A new window of the peer: losses that nobody could place may be placed now.
-    fn resolve(&mut self, asked: Mono, window: Option<Window>) {
+    pub(super) fn resolve(&mut self, asked: Mono, window: Option<Window>) {
         for position in 0..self.probes.len() {
             let Some(probe) = self.probes.get(position) else { continue };
             if probe.fate == Fate::LostUndetermined {
@@ -447,7 +197,7 @@ impl StreamState {
     }
 
     /// The peer's agent restarted: nothing before counts.
-    fn forgive(&mut self) {
+    pub(super) fn forgive(&mut self) {
         for position in 0..self.probes.len() {
             self.set_fate(position, Fate::Discounted);
         }
@@ -456,7 +206,7 @@ impl StreamState {
 
     /// The prober was unwell since `from`: what was lost then is not counted;
     /// what is on its way may still be answered, unless datagrams were dropped.
-    fn discount(&mut self, from: Mono, pending_too: bool) {
+    pub(super) fn discount(&mut self, from: Mono, pending_too: bool) {
         for position in (0..self.probes.len()).rev() {
             let Some(probe) = self.probes.get(position) else { continue };
             if probe.at < from {
@@ -469,7 +219,7 @@ impl StreamState {
         }
     }
 
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         stream: Stream,
         timeout: u64,
@@ -516,7 +266,7 @@ impl StreamState {
 
     /// Places each lost probe between the hops that saw it and those that did
     /// not; whether that changed anything.
-    fn place(&mut self, stream: Stream, told: Option<Told<'_>>) -> bool {
+    pub(super) fn place(&mut self, stream: Stream, told: Option<Told<'_>>) -> bool {
         let mut changed = false;
         let hops = Hops { stream, own: self.climb, told };
         for position in 0..self.probes.len() {
@@ -546,7 +296,7 @@ impl StreamState {
     }
 
     /// Whether it lost something of which the windows may still know.
-    fn is_losing(&self) -> bool {
+    pub(super) fn is_losing(&self) -> bool {
         self.run.lost() > 0
             || self.probes.iter().rev().any(|probe| lost_towards(probe.fate).is_some())
     }
@@ -577,7 +327,7 @@ impl StreamState {
     }
 
     /// Whether time alone changes nothing any more but the sliding of windows.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.refused.is_empty()
             && self.buckets.iter().all(|bucket| bucket.judged)
             && self.probes.iter().all(|probe| probe.fate != Fate::Pending)
@@ -676,7 +426,7 @@ impl StreamState {
         self.buckets.get_mut(position)
     }
 
-    fn view(&self, now: Mono) -> StreamView {
+    pub(super) fn view(&self, now: Mono) -> StreamView {
         let mut minute = Tally::default();
         let mut rtt = RoundTrip { last_ns: self.last_rtt_ns, ..RoundTrip::default() };
         let mut rtt_sum = 0_u64;
@@ -727,79 +477,6 @@ impl StreamState {
                 .filter(|(at, ..)| now.since(*at) <= RECENT_NS)
                 .map(|(_, code, from)| (code, from)),
         }
-    }
-}
-
-/// The hops of one stream, as both ends counted them.
-struct Hops<'a> {
-    stream: Stream,
-    own: Option<(Mono, Climb)>,
-    told: Option<Told<'a>>,
-}
-
-impl Hops<'_> {
-    /// Where a request vanished.
-    fn outbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
-        let own = self.own_since(sent).map(|climb| climb.requests).unwrap_or_default();
-        let far = self.far_since(sent).map(|climb| climb.requests).unwrap_or_default();
-        let told = self.told_since(sent).map(|told| window_of(told.status, self.stream));
-        let delivered = told.map(Option::unwrap_or_default);
-        segment(seq, &self.order(own, far, delivered))
-    }
-
-    /// Where the reply to a request that arrived vanished. The peer answers
-    /// what it received, so its windows of replies are as old as its word.
-    fn inbound(&self, seq: u32, sent: Mono) -> Option<Segment> {
-        let far = self.far_since(sent).map(|climb| climb.replies);
-        let own = self.own_since(sent).map(|climb| climb.replies);
-        if far.is_none() && own.is_none() {
-            return None;
-        }
-        let (far, own) = (far.unwrap_or_default(), own.unwrap_or_default());
-        segment(seq, &self.order(far, own, Some(Window::default())))
-    }
-
-    /// Whether the reply reached this node's NIC.
-    fn came_back(&self, seq: u32) -> bool {
-        let replies = self.own.map(|(_, climb)| climb.replies).unwrap_or_default();
-        [replies.reached_nic, replies.decapsulated]
-            .into_iter()
-            .flatten()
-            .any(|window| window.contains(seq) == Seen::Yes)
-    }
-
-    fn own_since(&self, sent: Mono) -> Option<Climb> {
-        let (read, climb) = self.own?;
-        (read >= sent.plus(UNDER_WAY_NS)).then(|| climb.counted(read.since(sent)))
-    }
-
-    fn told_since(&self, sent: Mono) -> Option<Told<'_>> {
-        self.told.filter(|told| told.asked >= sent)
-    }
-
-    fn far_since(&self, sent: Mono) -> Option<Climb> {
-        let told = self.told_since(sent)?;
-        let (_, climb) = told.status.climbs.iter().find(|(known, _)| *known == self.stream)?;
-        Some(climb.counted(told.heard.since(sent)))
-    }
-
-    /// The hops after the first, from the sender to the receiver.
-    fn order(
-        &self,
-        sender: HopWindows,
-        receiver: HopWindows,
-        delivered: Option<Window>,
-    ) -> [(Hop, Option<Window>); 5] {
-        // Without an encapsulation there is no tunnel device on the way.
-        let inside =
-            |window: Option<Window>| window.filter(|_| self.stream.encapsulation().is_some());
-        [
-            (Hop::Encapsulated, inside(sender.encapsulated)),
-            (Hop::LeftNic, sender.left_nic),
-            (Hop::ReachedNic, receiver.reached_nic),
-            (Hop::Decapsulated, inside(receiver.decapsulated)),
-            (Hop::Delivered, delivered),
-        ]
     }
 }
 
