@@ -5,6 +5,7 @@
 
 mod background;
 mod bench;
+mod codes;
 mod demo;
 mod duration;
 mod ebpf;
@@ -36,10 +37,12 @@ enum Verb {
     Setup(Install),
     /// Build a mesh in network namespaces, run an agent on each node, and watch
     Demo(demo::Options),
-    /// Check everything: format, lints, tests, licences, the eBPF object, fuzzing, and the lab
+    /// Check everything: format, lints, tests, licences, generated pages, the eBPF object, fuzzing, and the lab
     Test(Install),
     /// Build the eBPF programs into the object that is committed, or check that it is theirs
     Ebpf(ebpf::Options),
+    /// Write the pages that are made from the program, or check that they are current
+    Gen(codes::Options),
     /// Inject faults into real overlays and judge the verdicts: list, run, clean, record
     Lab(lab::Options),
     /// Feed made-up input to whatever reads packets, kernel messages and files
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::demo(&options),
         Verb::Test(install) => test::test(install),
         Verb::Ebpf(options) => ebpf::ebpf(&options),
+        Verb::Gen(options) => codes::generate(&options),
         Verb::Lab(options) => lab::lab(&options),
         Verb::Fuzz(options) => fuzz::fuzz(&options),
         Verb::Bench(options) => bench::bench(&options),

@@ -11,7 +11,7 @@ use crate::background::Background;
 use crate::shell::{self, cargo, root};
 use crate::tally::Tally;
 use crate::tools::Tool;
-use crate::{Install, ebpf, fuzz, interrupt, lab};
+use crate::{Install, codes, ebpf, fuzz, interrupt, lab};
 
 /// How long each fuzz target runs: enough to find what is plainly wrong.
 const FUZZ_SECONDS: u64 = 3;
@@ -22,11 +22,12 @@ struct Stage {
     run: fn(&mut Beside) -> Result<Report>,
 }
 
-const STAGES: [Stage; 7] = [
+const STAGES: [Stage; 8] = [
     Stage { name: "fmt", run: fmt },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tests", run: tests },
     Stage { name: "deny", run: deny },
+    Stage { name: "gen", run: run_gen },
     Stage { name: "ebpf", run: run_ebpf },
     Stage { name: "fuzz", run: run_fuzz },
     Stage { name: "lab", run: run_lab },
@@ -154,6 +155,12 @@ fn deny(beside: &mut Beside) -> Result<Report> {
 /// Starts to install a tool, unless it is there.
 fn start(install: Option<&Command>) -> Result<Option<Background>> {
     install.map(Background::start).transpose()
+}
+
+/// Whether the pages that are made from the program are what it says.
+fn run_gen(_: &mut Beside) -> Result<Report> {
+    codes::check()?;
+    Ok(Report { tally: Tally::one(true), ..Report::default() })
 }
 
 /// Whether the committed object was built from the committed programs.
