@@ -172,6 +172,7 @@ fn list(args: &ListArgs) -> Result<()> {
                 json!({
                     "name": fault.name,
                     "about": fault.about,
+                    "incident": fault.incident,
                     "nodes": fault.nodes,
                     "expected": expected(fault),
                     "expected_without_rules": counted(fault),
@@ -183,6 +184,9 @@ fn list(args: &ListArgs) -> Result<()> {
     }
     for fault in fault::all() {
         writeln!(out, "{:34} {}", fault.name, fault.about)?;
+        if let Some(row) = fault.incident {
+            writeln!(out, "{:34}   row {row} of the incident", "")?;
+        }
         for line in expected(fault) {
             writeln!(out, "{:34}   {line}", "")?;
         }

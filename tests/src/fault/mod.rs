@@ -39,6 +39,9 @@ pub struct Fault {
     pub name: &'static str,
     /// What is done, in a few words.
     pub about: &'static str,
+    /// The row of the incident that this product was made for, if it is one
+    /// of those.
+    pub incident: Option<u8>,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
     /// The agents are given a list of peers; without one they learn them from
@@ -107,6 +110,7 @@ const GRAY: Limits = Limits {
 const PLAIN: Fault = Fault {
     name: "",
     about: "",
+    incident: None,
     nodes: 3,
     listed: true,
     inject: |_| Ok(()),
@@ -135,12 +139,20 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     .flatten()
 }
 
-/// The faults whose name is `pattern`, else those whose name contains it.
+/// The pattern that stands for all rows of the incident.
+const INCIDENT: &str = "incident";
+
+/// The faults whose name is `pattern`, else those whose name contains it; for
+/// "incident", those that reproduce a row of it, too.
 #[must_use]
 pub fn matching(pattern: &str) -> Vec<&'static Fault> {
     match named(pattern) {
         Some(fault) => vec![fault],
-        None => all().filter(|fault| fault.name.contains(pattern)).collect(),
+        None => all()
+            .filter(|fault| {
+                fault.name.contains(pattern) || (pattern == INCIDENT && fault.incident.is_some())
+            })
+            .collect(),
     }
 }
 
@@ -207,6 +219,7 @@ mod tests {
         assert_eq!(matching("fdb-missing").len(), 1);
         assert!(matching("mismatch").len() >= 2);
         assert!(matching("no such fault").is_empty());
+        assert!(matching("incident").iter().all(|fault| fault.incident.is_some()));
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-udp-port-blocked",
         about: "a firewall between two nodes drops the VXLAN port, both ways",
+        incident: Some(1),
         inject: |cluster| block_tunnel(cluster, true),
         heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A)],
