@@ -20,6 +20,9 @@ const PREFIX: &str = "owlab-";
 /// Where runs keep the files of their agents.
 const RUN_DIRECTORY: &str = "/run/overlaywatch-lab";
 
+/// How often a directory is made again that another lab took away meanwhile.
+const ATTEMPTS: u32 = 16;
+
 /// This lab's name: `owlab-PID-STARTED`.
 ///
 /// # Errors
@@ -40,8 +43,22 @@ pub fn own() -> Result<&'static str> {
 /// When it cannot be made.
 pub fn run_directory(run: &str) -> Result<PathBuf> {
     let path = Path::new(RUN_DIRECTORY).join(own()?).join(run);
-    fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    make_directory(&path).with_context(|| format!("cannot make {}", path.display()))?;
     Ok(path)
+}
+
+/// Makes a directory that other labs share the upper part of: one that ends
+/// takes that away while it is empty.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    let mut attempts = 0;
+    loop {
+        match fs::create_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < ATTEMPTS => {
+                attempts += 1;
+            }
+            made => return made,
+        }
+    }
 }
 
 /// Removes a run's directory, and the lab's when it was the last.
