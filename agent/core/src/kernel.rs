@@ -88,6 +88,31 @@ pub struct DropSite {
     pub device: Option<String>,
 }
 
+/// Reasons of sockets and of what uses them (include/net/dropreason-core.h).
+const SOCKET_REASONS: [&str; 5] =
+    ["NO_SOCKET", "SOCKET_FILTER", "SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"];
+/// Functions that drop for the same reasons, for kernels that give none
+/// (net/ipv4/udp.c, tcp_ipv4.c, ping.c and their like for IPv6).
+const SOCKET_FUNCTIONS: [&str; 5] =
+    ["__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "ping_rcv"];
+
+impl DropSite {
+    /// Whether the packet had come where it was sent, and nobody there wanted
+    /// it: no port is open, or the program reads too slowly. That is no matter
+    /// of the network's. Wrong checksums are.
+    #[must_use]
+    pub fn is_of_socket(&self) -> bool {
+        let is_one_of = |list: &[&str], name: &Option<String>| {
+            name.as_deref().is_some_and(|name| list.contains(&name))
+        };
+        match self.reason.as_deref() {
+            Some("TCP_CSUM" | "UDP_CSUM") => false,
+            Some("NOT_SPECIFIED") | None => is_one_of(&SOCKET_FUNCTIONS, &self.function),
+            Some(reason) => reason.starts_with("TCP_") || is_one_of(&SOCKET_REASONS, &self.reason),
+        }
+    }
+}
+
 impl fmt::Display for DropSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.reason.as_deref().unwrap_or("no reason given"))?;
@@ -173,4 +198,27 @@ pub struct HookedDevice {
     pub tunnel: Option<Encapsulation>,
     /// Its packets begin with an Ethernet header.
     pub is_ethernet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(reason: Option<&str>, function: &str) -> DropSite {
+        DropSite {
+            reason: reason.map(str::to_owned),
+            function: Some(function.to_owned()),
+            device: None,
+        }
+    }
+
+    #[test]
+    fn a_closed_port_is_told_from_the_network() {
+        assert!(site(Some("NO_SOCKET"), "__udp4_lib_rcv").is_of_socket());
+        assert!(site(Some("TCP_OLD_DATA"), "tcp_v4_rcv").is_of_socket());
+        assert!(site(None, "__udp6_lib_rcv").is_of_socket());
+        assert!(!site(Some("UDP_CSUM"), "udp_queue_rcv_one_skb").is_of_socket());
+        assert!(!site(Some("NETFILTER_DROP"), "nft_do_chain").is_of_socket());
+        assert!(!site(Some("NOT_SPECIFIED"), "nf_hook_slow").is_of_socket());
+    }
 }

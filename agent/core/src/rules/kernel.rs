@@ -91,6 +91,7 @@ fn dropped(
             && drop.peer == Some(peer.id)
             && drop.outbound == outbound
             && IP.contains(&drop.ethertype)
+            && !drop.site.is_of_socket()
     };
     let drops: u64 = counts.drops.iter().filter(is_live).map(|drop| drop.lately).sum();
     let passed = |way: bool| -> u64 {
@@ -167,4 +168,83 @@ fn places(view: &StreamView) -> impl Iterator<Item = Evidence> + '_ {
         let Segment { from, to } = place.segment;
         Some(Evidence::Counted { direction, from, to, count: place.count })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{DropSite, Traffic};
+    use crate::model::{Encapsulation, IfIndex, Origin};
+
+    const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
+
+    fn leads() -> PeerTunnel {
+        PeerTunnel {
+            index: IfIndex(3),
+            device: "flannel.1".to_owned(),
+            encapsulation: VXLAN,
+            overlay: None,
+            mac: None,
+        }
+    }
+
+    fn peer() -> Peer {
+        Peer {
+            id: PeerId([10, 0, 0, 12].into()),
+            name: None,
+            origin: Origin::File,
+            tunnels: vec![leads()],
+            pod_networks: Vec::new(),
+            departed_since: None,
+        }
+    }
+
+    /// Live traffic from the peer: so many packets dropped for `reason`, of so many.
+    fn counts(reason: &str, dropped: u64, passed: u64) -> KernelCounts {
+        let drop = PacketDrop {
+            site: DropSite {
+                reason: Some(reason.to_owned()),
+                function: None,
+                device: Some("flannel.1".to_owned()),
+            },
+            peer: Some(peer().id),
+            form: DropForm::Inner,
+            outbound: false,
+            probe: None,
+            ethertype: 0x0800,
+            ip_protocol: 17,
+            total: dropped,
+            lately: dropped,
+        };
+        let traffic = Traffic {
+            peer: peer().id.0,
+            encapsulation: VXLAN,
+            outbound: false,
+            packets: passed,
+            bytes: passed,
+            fragments: 0,
+            lately: passed,
+        };
+        KernelCounts { drops: vec![drop], traffic: vec![traffic], ..KernelCounts::default() }
+    }
+
+    fn said(counts: &KernelCounts) -> Option<Code> {
+        dropped(counts, &peer(), &leads(), false).map(|finding| finding.code)
+    }
+
+    #[test]
+    fn a_node_that_drops_nearly_all_of_a_peers_traffic_is_broken() {
+        assert_eq!(said(&counts("NETFILTER_DROP", 95, 100)), Some(Code::UnexplainedLoss));
+    }
+
+    #[test]
+    fn a_policy_that_drops_some_of_it_is_not() {
+        assert_eq!(said(&counts("NETFILTER_DROP", 80, 100)), None);
+        assert_eq!(said(&counts("NETFILTER_DROP", 9, 9)), None, "a few packets tell nothing");
+    }
+
+    #[test]
+    fn nobody_listening_is_not_the_networks_fault() {
+        assert_eq!(said(&counts("NO_SOCKET", 100, 100)), None);
+    }
 }
