@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::{Assembly, SourceId, Update};
 use overlaywatch_core::diagnose::Diagnoser;
-use overlaywatch_core::hooks;
 use overlaywatch_core::kernel::HookPlan;
-use overlaywatch_core::model::{Peer, PeerId};
+use overlaywatch_core::model::{LookupPlan, Peer, PeerId};
 use overlaywatch_core::plan::{Planner, TICK_MS};
 use overlaywatch_core::probing::{Orders, OwnStatus, TunnelAdvert};
 use overlaywatch_core::snapshot::Snapshot;
 use overlaywatch_core::time::{Mono, SECOND};
+use overlaywatch_core::{hooks, lookups};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -42,8 +42,17 @@ pub(crate) struct Assembler {
     addresses: (Arc<Vec<Peer>>, Arc<HashMap<IpAddr, PeerId>>),
     own: Arc<OwnStatus>,
     hooks: Hooks,
+    lookups: watch::Sender<Arc<LookupPlan>>,
     orders: mpsc::Sender<Orders>,
     publication: watch::Sender<Option<Arc<Published>>>,
+}
+
+/// The arrows back to sources: what they are to look at.
+pub(crate) struct Plans {
+    /// For the eBPF programs.
+    pub(crate) hooks: watch::Sender<Arc<HookPlan>>,
+    /// For the kernel's routing answers.
+    pub(crate) lookups: watch::Sender<Arc<LookupPlan>>,
 }
 
 /// What the eBPF programs are told to watch, and what that was worked out from:
@@ -78,7 +87,7 @@ impl Assembler {
         assembly: Assembly,
         awaited: BTreeSet<SourceId>,
         orders: mpsc::Sender<Orders>,
-        plan: watch::Sender<Arc<HookPlan>>,
+        plans: Plans,
         publication: watch::Sender<Option<Arc<Published>>>,
     ) -> Self {
         Self {
@@ -90,7 +99,8 @@ impl Assembler {
             awaited,
             addresses: (Arc::default(), Arc::default()),
             own: Arc::default(),
-            hooks: Hooks { plan, from: None, at: Mono(0) },
+            hooks: Hooks { plan: plans.hooks, from: None, at: Mono(0) },
+            lookups: plans.lookups,
             orders,
             publication,
         }
@@ -144,6 +154,10 @@ impl Assembler {
             hops_of: Arc::new(self.assembly.losing().collect()),
         };
         self.plan_hooks(&snapshot, &orders.peers);
+        let questions = lookups::plan(&snapshot, self.assembly.losing());
+        if !questions.0.is_empty() {
+            self.lookups.send_replace(Arc::new(questions));
+        }
         // A prober that has not taken the last orders yet is starved; it says
         // so itself, and old orders serve nobody.
         let _ = self.orders.try_send(orders);

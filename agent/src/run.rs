@@ -15,13 +15,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::assemble::Assembler;
+use crate::assemble::{Assembler, Plans};
 use crate::cli::NodeArgs;
 use crate::config::{Config, ConfigError, PeersError, follow_peers, read_peers_file};
 use crate::probe::{self, ProbeError};
 use crate::published::{Publication, Published};
 use crate::serve::{self, Limits, ServeError};
 use crate::source::kernel::{self, HopReader};
+use crate::source::lookups;
 use crate::{notify, source};
 
 /// Updates that wait for the loop; senders wait when there are more.
@@ -110,9 +111,16 @@ impl Parts {
         let enabled: BTreeSet<SourceId> =
             source::Options::ALL.into_iter().filter(|&id| config.is_enabled(id)).collect();
         source::spawn(
-            &source::Options { enabled: enabled.clone(), ..source::Options::default() },
+            &source::Options {
+                enabled: enabled.clone(),
+                host_root: config.host_root.clone(),
+                ..source::Options::default()
+            },
             updates.clone(),
         )?;
+        let (questions, questions_inbox) = watch::channel(Arc::default());
+        let is_asked = config.is_enabled(SourceId::Lookups);
+        lookups::spawn(is_asked, questions_inbox, updates.clone())?;
         let (plan, plan_inbox) = watch::channel(Arc::default());
         let hops: Arc<dyn probe::Hops> = if role == Role::Agent
             && config.is_enabled(SourceId::Kernel)
@@ -138,7 +146,13 @@ impl Parts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let assembly = Assembly::new(identity, host_name(), config.policy());
-        let assembler = Assembler::new(assembly, enabled, orders, plan, publish);
+        let assembler = Assembler::new(
+            assembly,
+            enabled,
+            orders,
+            Plans { hooks: plan, lookups: questions },
+            publish,
+        );
         let assembler = tokio::spawn(assembler.run(inbox));
         let peers = config.peers_file.clone().map(|path| Following::start(path, &updates));
         Ok(Self { updates, publication, prober, assembler, peers })

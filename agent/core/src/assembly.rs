@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
-    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
+    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine, Neighbour,
+    NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable,
+    Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -16,6 +17,7 @@ use crate::policy::Policy;
 use crate::probing::{ProbeEvent, ProberCounters};
 use crate::snapshot::{NodeIdentity, ProberState, Snapshot, SourceState};
 use crate::time::{Mono, Now, SECOND};
+use crate::vanished::Vanished;
 
 /// A source of facts, as labels and gaps name it.
 #[derive(
@@ -45,11 +47,15 @@ pub enum SourceId {
     Configuration,
     /// The eBPF programs.
     Kernel,
+    /// The kernel's own routing answers (RTM_GETROUTE for one address).
+    Lookups,
+    /// The machine: its files and firmware.
+    Machine,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -61,6 +67,8 @@ impl SourceId {
         Self::Peers,
         Self::Configuration,
         Self::Kernel,
+        Self::Lookups,
+        Self::Machine,
     ];
 
     /// The name used in labels and JSON.
@@ -78,6 +86,8 @@ impl SourceId {
             Self::Peers => "peers",
             Self::Configuration => "configuration",
             Self::Kernel => "kernel",
+            Self::Lookups => "lookups",
+            Self::Machine => "machine",
         }
     }
 }
@@ -120,6 +130,10 @@ pub enum Update {
     ProberCounters(Box<ProberCounters>),
     /// What the kernel counted at this node's hops.
     Kernel(Box<KernelCounts>),
+    /// What the kernel answered about the ways to some peers.
+    Lookups(Vec<(PeerId, PeerAnswers)>),
+    /// A whole reading of the machine.
+    Machine(Box<Machine>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -154,6 +168,9 @@ pub struct Assembly {
     fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
     host: Fact<Arc<Host>>,
     kernel: Fact<Arc<KernelCounts>>,
+    lookups: Answers,
+    machine: Fact<Arc<Machine>>,
+    vanished: Vanished,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -216,6 +233,9 @@ impl Assembly {
             fdb: Fact::default(),
             host: Fact::default(),
             kernel: Fact::default(),
+            lookups: Answers::default(),
+            machine: Fact::default(),
+            vanished: Vanished::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -244,7 +264,7 @@ impl Assembly {
         match update {
             Update::Links(change) => fold_map(&mut self.links, change, at, |link| link.index),
             Update::Addresses(change) => fold_list(&mut self.addresses, change, at),
-            Update::Routes(change) => fold_routes(&mut self.routes, change, at),
+            Update::Routes(change) => self.fold_routes(change, at),
             Update::Rules(change) => fold_list(&mut self.rules, change, at),
             Update::Neighbours(change) => {
                 fold_map(&mut self.neighbours, change, at, |n| (n.index, n.address));
@@ -252,6 +272,10 @@ impl Assembly {
             Update::Fdb(change) => fold_map(&mut self.fdb, change, at, |entry| entry.key),
             Update::Kernel(counts) => {
                 self.kernel = Fact::Seen { value: Arc::new(*counts), at };
+            }
+            Update::Lookups(answers) => self.lookups.take(answers, at),
+            Update::Machine(machine) => {
+                self.machine = Fact::Seen { value: Arc::new(*machine), at };
             }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::PeersFile(list) => {
@@ -265,6 +289,23 @@ impl Assembly {
             Update::Probes(events) => events.into_iter().for_each(|e| self.outcomes.take(e)),
             Update::ProberCounters(counters) => self.counters = *counters,
             Update::Source(report) => self.note(report, at),
+        }
+    }
+
+    fn fold_routes(&mut self, change: Change<RouteKey, Route>, at: Mono) {
+        let before = match (&change, self.routes.seen()) {
+            (Change::Remove(key), Some(table)) => {
+                self.vanished.removed(*key, table, &self.tunnels, at);
+                None
+            }
+            (Change::Replace(_), Some(table)) => Some(Arc::clone(table)),
+            _ => None,
+        };
+        fold_routes(&mut self.routes, change, at);
+        if let (Some(before), Some(now)) = (before, self.routes.seen())
+            && !Arc::ptr_eq(&before, now)
+        {
+            self.vanished.replaced(&before, now, &self.tunnels, at);
         }
     }
 
@@ -288,6 +329,8 @@ impl Assembly {
             SourceId::Fdb => self.fdb = Fact::Missing(gap),
             SourceId::Procfs => self.host = Fact::Missing(gap),
             SourceId::Kernel => self.kernel = Fact::Missing(gap),
+            SourceId::Lookups => self.lookups.answers = Fact::Missing(gap),
+            SourceId::Machine => self.machine = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -312,6 +355,8 @@ impl Assembly {
             self.outcomes.retain(|id| peers.binary_search_by_key(&id, |peer| peer.id).is_ok());
             self.find_underlays(&known_tunnels);
         }
+        let lookups = self.lookups.tell(now.mono, &self.routes, &self.rules, &self.addresses);
+        let vanished = self.vanished.tell(self.routes.seen().map(AsRef::as_ref), now.mono);
         Snapshot {
             now,
             node: self.identity(&known_tunnels),
@@ -323,6 +368,9 @@ impl Assembly {
             fdb: self.fdb.clone(),
             host: self.host.clone(),
             kernel: self.kernel.clone(),
+            lookups,
+            vanished,
+            machine: self.machine.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),
@@ -418,6 +466,69 @@ impl Assembly {
             self.underlays = Arc::new(found);
         }
     }
+}
+
+/// The kernel's routing answers, and the tables that they were given from.
+#[derive(Debug, Default)]
+struct Answers {
+    answers: Fact<Arc<Lookups>>,
+    routes: Option<Arc<RouteTable>>,
+    rules: Option<Arc<Vec<PolicyRule>>>,
+    addresses: Option<Arc<Vec<Address>>>,
+    /// When one of those was seen to change last.
+    changed: Mono,
+}
+
+/// An answer holds no longer than this, even while no table changes: what else
+/// it depends on tells nobody of its changes.
+const ANSWER_AGE_NS: u64 = 120 * SECOND;
+
+impl Answers {
+    fn take(&mut self, answers: Vec<(PeerId, PeerAnswers)>, at: Mono) {
+        let mut all = self.answers.seen().cloned().unwrap_or_default();
+        let known = &mut Arc::make_mut(&mut all).0;
+        known.extend(answers.into_iter().map(|(peer, answers)| (peer, Arc::new(answers))));
+        self.answers = Fact::Seen { value: all, at };
+    }
+
+    /// The answers that hold: none that is older than the tables are.
+    fn tell(
+        &mut self,
+        now: Mono,
+        routes: &Fact<Arc<RouteTable>>,
+        rules: &Fact<Arc<Vec<PolicyRule>>>,
+        addresses: &Fact<Arc<Vec<Address>>>,
+    ) -> Fact<Arc<Lookups>> {
+        let are_the_same = [
+            follow(&mut self.routes, routes),
+            follow(&mut self.rules, rules),
+            follow(&mut self.addresses, addresses),
+        ];
+        if are_the_same.contains(&false) {
+            self.changed = now;
+        }
+        if let Fact::Seen { value, .. } = &mut self.answers {
+            let holds = |at: Mono| at > self.changed && now.since(at) < ANSWER_AGE_NS;
+            if !value.0.values().all(|answers| holds(answers.at)) {
+                Arc::make_mut(value).0.retain(|_, answers| holds(answers.at));
+            }
+        }
+        self.answers.clone()
+    }
+}
+
+/// Takes the present collection in the place of an earlier one; whether it is the
+/// very same.
+fn follow<T>(known: &mut Option<Arc<T>>, present: &Fact<Arc<T>>) -> bool {
+    let is_same = match (&*known, present.seen()) {
+        (Some(known), Some(present)) => Arc::ptr_eq(known, present),
+        (None, None) => true,
+        _ => false,
+    };
+    if !is_same {
+        *known = present.seen().cloned();
+    }
+    is_same
 }
 
 /// A dump that says what was known already leaves the collection as it is, so

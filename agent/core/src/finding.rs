@@ -11,7 +11,9 @@ use crate::catalog::Code;
 use crate::kernel::{DropSite, LATELY_SECONDS};
 pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
-use crate::model::{Encapsulation, Mac, NeighbourState, PeerId, RouteKind};
+use crate::model::{
+    Encapsulation, Mac, Module, NeighbourState, PeerId, PolicyRule, RouteAnswer, RouteKind,
+};
 use crate::probing::{SendError, Stream};
 
 /// What a finding is about. Together with the code it identifies the finding.
@@ -304,6 +306,47 @@ pub enum Evidence {
         /// From the peer.
         inbound: u64,
     },
+    /// What the kernel answered when it was asked for the way of one packet.
+    Lookup {
+        /// Its destination.
+        to: IpAddr,
+        /// The device that it would come in on; none for the host's own.
+        pod_device: Option<String>,
+        /// The answer.
+        answer: RouteAnswer,
+        /// The name of the device that it would leave by.
+        device: Option<String>,
+    },
+    /// A policy rule.
+    PolicyRule(PolicyRule),
+    /// A device without an address.
+    NoAddress {
+        /// The device.
+        device: String,
+    },
+    /// Routes into a device that went at once and are not back.
+    RoutesVanished {
+        /// The device.
+        device: String,
+        /// How many.
+        count: u32,
+        /// One of them.
+        example: IpNet,
+    },
+    /// A counter of the IP stack that grew.
+    Grew {
+        /// Its name, as nstat(8) prints it.
+        counter: String,
+        /// By how much, in the last seconds.
+        by: u64,
+    },
+    /// A module of the kernel that is not loaded, and whether it could be.
+    NotLoaded {
+        /// Its name.
+        module: String,
+        /// Whether the kernel has it; none where nobody knows.
+        available: Option<Module>,
+    },
     /// A switch under /proc/sys and its value.
     Sysctl {
         /// Its name, as sysctl(8) prints it.
@@ -320,6 +363,14 @@ impl Evidence {
     pub fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
+            Self::Route { destination: Some(net), device, .. } => {
+                let device = device.as_ref().map(|device| format!(" dev {device}"));
+                vec![("{route}", format!("{net}{}", device.unwrap_or_default()))]
+            }
+            Self::PolicyRule(rule) => {
+                let table = rule.table.map_or_else(|| "none".to_owned(), |t| t.to_string());
+                vec![("{priority}", rule.priority.to_string()), ("{table}", table)]
+            }
             _ => Vec::new(),
         }
     }
@@ -417,6 +468,43 @@ impl fmt::Display for Evidence {
                 "live {encapsulation} traffic: {outbound} packets to the peer and {inbound} from \
                  it in {LATELY_SECONDS} s"
             ),
+            Self::Lookup { to, pod_device, answer, device } => {
+                let whose = match pod_device {
+                    Some(device) => format!("a pod's packet that comes in on {device}"),
+                    None => "the host's own packet".to_owned(),
+                };
+                match answer {
+                    RouteAnswer::Refused { errno } => {
+                        write!(f, "the kernel refuses {whose} to {to}: errno {errno}")
+                    }
+                    RouteAnswer::Found(found) => {
+                        write!(f, "the kernel sends {whose} to {to} by table {}", found.table)?;
+                        if let Some(device) = device {
+                            write!(f, " to {device}")?;
+                        }
+                        if let Some(gateway) = found.gateway {
+                            write!(f, " via {gateway}")?;
+                        }
+                        found.source.map_or(Ok(()), |source| write!(f, " from {source}"))
+                    }
+                }
+            }
+            Self::PolicyRule(rule) => write!(f, "policy rule {rule}"),
+            Self::NoAddress { device } => write!(f, "{device} has no address"),
+            Self::RoutesVanished { device, count, example } => write!(
+                f,
+                "{count} routes into {device} went at once and are not back, {example} among them"
+            ),
+            Self::Grew { counter, by } => write!(f, "{counter} grew by {by} in the last seconds"),
+            Self::NotLoaded { module, available } => {
+                let could = match available {
+                    None => "",
+                    Some(Module::BuiltIn) => ", and is said to be part of the kernel",
+                    Some(Module::Loadable) => ", and can be loaded",
+                    Some(Module::Absent) => ", and this kernel does not have it",
+                };
+                write!(f, "the module {module} is not loaded{could}")
+            }
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
         }
     }

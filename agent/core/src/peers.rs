@@ -288,6 +288,9 @@ fn tunnels_to(
             Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
                 let Some(overlay) = advertised.or(listed_overlay) else { continue };
+                if advert.is_some_and(|advert| !is_the_likest(own, advert, evidence.tunnels)) {
+                    continue;
+                }
                 if is_routed_plainly(peer, overlay, own, evidence) {
                     continue;
                 }
@@ -311,6 +314,18 @@ fn is_routed_plainly(peer: PeerId, overlay: IpAddr, own: &Tunnel, evidence: &Evi
     evidence.routes.lookup(table::MAIN, overlay).is_some_and(|route| {
         route.next_hop.device != Some(own.index) && route.next_hop.gateway == Some(peer.0)
     })
+}
+
+/// Whether no other tunnel of this node is more like the peer's: one that another
+/// network plugin left behind is nobody's counterpart.
+fn is_the_likest(own: &Tunnel, advert: &TunnelAdvert, tunnels: &[Tunnel]) -> bool {
+    let likeness = |tunnel: &Tunnel| {
+        let same_port = tunnel.encapsulation == advert.encapsulation;
+        let same_vni = tunnel.vni == advert.vni;
+        (same_port && same_vni, same_port || same_vni)
+    };
+    let others = tunnels.iter().filter(|tunnel| tunnel.up && !tunnel.collect_metadata);
+    others.map(likeness).max().is_none_or(|best| likeness(own) >= best)
 }
 
 /// The peer's tunnel that an own one ought to talk to: of the same kind, and

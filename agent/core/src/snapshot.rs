@@ -10,8 +10,8 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
-    RouteTable, Tunnel,
+    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour, NodeName, Peer,
+    PeerId, PolicyRule, RouteTable, Tunnel, VanishedRoute,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -43,6 +43,15 @@ pub struct Snapshot {
     /// What the eBPF programs counted.
     #[serde(default)]
     pub kernel: Fact<Arc<KernelCounts>>,
+    /// What the kernel itself says of the ways to peers, as far as it still holds.
+    #[serde(default)]
+    pub lookups: Fact<Arc<Lookups>>,
+    /// Routes into tunnels that went and are not back.
+    #[serde(default)]
+    pub vanished: Arc<Vec<VanishedRoute>>,
+    /// The machine.
+    #[serde(default)]
+    pub machine: Fact<Arc<Machine>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

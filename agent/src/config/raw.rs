@@ -57,6 +57,8 @@ pub(super) struct RawSources {
     pub(super) procfs: bool,
     pub(super) probe: bool,
     pub(super) kernel: bool,
+    pub(super) lookups: bool,
+    pub(super) machine: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -145,6 +147,8 @@ impl Default for RawSources {
             procfs: true,
             probe: true,
             kernel: true,
+            lookups: true,
+            machine: true,
         }
     }
 }

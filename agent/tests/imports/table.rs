@@ -135,6 +135,7 @@ pub(crate) const ROWS: &[Row] = &[
             "core::probing",
             "core::snapshot",
             "core::time",
+            "core::vanished",
         ],
         "assembling an observation must not depend on what is made of it",
     ),
@@ -178,6 +179,12 @@ pub(crate) const ROWS: &[Row] = &[
         &["core::kernel", "core::model", "core::snapshot"],
         "what the programs watch follows from what was observed, not from what is made of it",
     ),
+    row(
+        "core::lookups",
+        &["core::model", "core::snapshot", "core::time"],
+        "what the kernel is asked follows from what was observed, not from what is made of it",
+    ),
+    row("core::vanished", &["core::model", "core::time"], "a memory of what went judges nothing"),
     row(
         "core::plan",
         &[VOCABULARY, "core::diagnose", "core::snapshot"],

@@ -185,14 +185,13 @@ fn next_hop(value: &Value) -> NextHop {
     }
 }
 
-/// Policy rules, in the model's order, without those that the model leaves out.
+/// Policy rules, in the model's order.
 pub(crate) fn rules() -> Vec<PolicyRule> {
     let mut all = Vec::new();
     for (family, v6) in [("-4", false), ("-6", true)] {
         for rule in json(&format!("ip -j -N {family} rule show")) {
-            if ["iif", "oif", "ipproto", "not"].iter().any(|key| rule.get(key).is_some()) {
-                continue;
-            }
+            let selective =
+                ["iif", "oif", "ipproto", "not"].iter().any(|key| rule.get(key).is_some());
             let net = |address: &str, length: &str| {
                 let address: IpAddr = parsed(&rule, address)?;
                 let full = if v6 { 128 } else { 32 };
@@ -211,6 +210,7 @@ pub(crate) fn rules() -> Vec<PolicyRule> {
                 mark: hexadecimal("fwmark")
                     .map(|value| (value, hexadecimal("fwmask").unwrap_or(u32::MAX))),
                 v6,
+                selective,
             });
         }
     }

@@ -21,7 +21,11 @@ pub(super) const TABLES: &[Code] = &[
     Code::RouteMissing,
     Code::RouteBlackhole,
     Code::RouteBypassesTunnel,
+    Code::PolicyRuleDiverts,
+    Code::LeftoverRoute,
 ];
+/// Why the kernel's tables do not lead to the peer.
+pub(super) const ROUTING: &[Code] = &[Code::RoutesVanished];
 /// The peer's kernel itself says that it does not take the encapsulation.
 pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// More is lost already on a layer below.

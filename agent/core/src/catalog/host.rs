@@ -10,6 +10,6 @@ pub(super) const ENTRIES: &[Entry] = &[Entry {
     raise_after_ms: 1000,
     clear_after_seconds: 5,
     parents: &[],
-    meaning: "This node has pods behind a tunnel and does not forward packets: pods reach nothing outside of the node.",
-    remedy: "`sysctl -w net.ipv4.ip_forward=1`, and find which file under /etc/sysctl.d or which service reset it.",
+    meaning: "This node has pods behind a tunnel and does not forward packets, or not those that come in on one device: pods reach nothing outside of the node.",
+    remedy: "`sysctl -w {sysctl}=1`, and find which file under /etc/sysctl.d or which service reset it.",
 }];

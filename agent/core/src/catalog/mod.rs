@@ -9,6 +9,7 @@ mod groups;
 mod host;
 mod loss;
 mod peer;
+mod routing;
 mod tables;
 
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,18 @@ pub enum Code {
     EncapsulationRefused,
     /// Packets vanish between two hops, and no rule knows why.
     UnexplainedLoss,
+    /// A policy rule sends what is meant for a peer's pods past its tunnel.
+    PolicyRuleDiverts,
+    /// A route of another network plugin leads a peer's pods into its own tunnel.
+    LeftoverRoute,
+    /// The host's own packets to pods get the node's address as their source.
+    HostSourceWithoutTunnelAddress,
+    /// Routes into a tunnel went all at once.
+    RoutesVanished,
+    /// A strict reverse path filter drops packets of the overlay.
+    RpFilterStrict,
+    /// Encapsulated packets come for which the kernel lacks the module.
+    ModuleMissing,
 }
 
 /// The one description of a code.
@@ -152,8 +165,15 @@ impl Entry {
 }
 
 /// The entries, family by family.
-const FAMILIES: &[&[Entry]] =
-    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES];
+const FAMILIES: &[&[Entry]] = &[
+    device::ENTRIES,
+    ends::ENTRIES,
+    tables::ENTRIES,
+    loss::ENTRIES,
+    peer::ENTRIES,
+    host::ENTRIES,
+    routing::ENTRIES,
+];
 
 /// How many codes there are.
 const COUNT: usize = {

@@ -1,6 +1,6 @@
 //! Routes, neighbours and forwarding entries that do not lead to the peer.
 
-use super::groups::{DEVICES, PEER};
+use super::groups::{DEVICES, PEER, ROUTING};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -44,7 +44,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, PEER],
+        parents: &[DEVICES, ROUTING, PEER],
         meaning: "Peers of this tunnel have a route each; this one has none. With a default route the packets leave unencapsulated instead of being dropped.",
         remedy: "Restart the CNI agent of this node; with Calico see `calicoctl node status` for the BGP session to {peer}.",
     },
@@ -66,7 +66,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 2000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, &[Code::RouteMissing], PEER],
+        parents: &[DEVICES, &[Code::RouteMissing], ROUTING, PEER],
         meaning: "The route to the peer's overlay leaves through another device than the tunnel that leads to the peer: a leftover of another CNI, or a default route catching it.",
         remedy: "`ip route get OVERLAY-ADDRESS` shows the route; remove the leftover route, or restart the CNI agent to restore its own.",
     },

@@ -29,6 +29,20 @@ pub struct Link {
     pub counters: LinkCounters,
 }
 
+impl Link {
+    /// Whether pods of this node are behind it: the bridges of flannel (K3s,
+    /// kubenet) and kube-router, Calico's device for each pod. The names are fixed
+    /// in the projects' sources.
+    #[must_use]
+    pub fn leads_to_pods(&self) -> bool {
+        match self.kind {
+            LinkKind::Bridge => matches!(self.name.as_str(), "cni0" | "cbr0" | "kube-bridge"),
+            LinkKind::Veth => self.name.starts_with("cali"),
+            _ => false,
+        }
+    }
+}
+
 /// What kind of device a link is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,6 +3,8 @@
 
 mod host;
 mod link;
+mod lookup;
+mod machine;
 mod neighbour;
 mod peer;
 mod route;
@@ -15,10 +17,15 @@ use serde::{Deserialize, Serialize};
 
 pub use host::{DeviceSettings, Host, IpCounters};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
+pub use lookup::{
+    FoundRoute, LookupPlan, Lookups, PeerAnswers, PodSide, RouteAnswer, RouteQuestion,
+};
+pub use machine::{Machine, Module};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
-    Address, NextHop, PolicyRule, Route, RouteKey, RouteKind, RouteTable, protocol, table,
+    Address, NextHop, PolicyRule, Route, RouteKey, RouteKind, RouteTable, VanishedRoute, protocol,
+    table,
 };
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 

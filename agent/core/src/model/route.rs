@@ -1,15 +1,19 @@
 //! Addresses, routes and policy rules.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::IfIndex;
+use crate::time::Mono;
 
 /// Routing tables with a fixed number (linux/rtnetlink.h).
 pub mod table {
+    /// What is asked last; empty as a rule.
+    pub const DEFAULT: u32 = 253;
     /// The main table.
     pub const MAIN: u32 = 254;
     /// Local and broadcast addresses, kept by the kernel.
@@ -130,6 +134,42 @@ pub struct PolicyRule {
     pub mark: Option<(u32, u32)>,
     /// IPv6 rather than IPv4.
     pub v6: bool,
+    /// It chooses by something that is not said here, too (device, protocol,
+    /// ports, user, `not`), or refuses what it found (`suppress_prefixlength`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub selective: bool,
+}
+
+impl fmt::Display for PolicyRule {
+    /// As ip-rule(8) writes it, as far as it is known.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.priority)?;
+        match self.from {
+            Some(net) => write!(f, " from {net}"),
+            None => f.write_str(" from all"),
+        }?;
+        if let Some(net) = self.to {
+            write!(f, " to {net}")?;
+        }
+        if let Some((value, mask)) = self.mark {
+            write!(f, " fwmark {value:#x}/{mask:#x}")?;
+        }
+        if self.selective {
+            f.write_str(" with further conditions")?;
+        }
+        self.table.map_or(Ok(()), |table| write!(f, " lookup {table}"))
+    }
+}
+
+/// A route into a tunnel that was there, went, and is not back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VanishedRoute {
+    /// Its destination.
+    pub destination: IpNet,
+    /// The tunnel device that it led into.
+    pub device: IfIndex,
+    /// When it was seen to be gone.
+    pub at: Mono,
 }
 
 /// All routes, ordered by table and destination.

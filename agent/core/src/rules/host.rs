@@ -51,4 +51,31 @@ fn forwarding(context: &Context<'_>, verdicts: &mut Verdicts) {
             confidence: Confidence::Certain,
         });
     }
+    if host.ipv4_forwarding != Some(true) {
+        return;
+    }
+    // What another device than the host's switch forbids.
+    let Some(links) = context.now.links.seen() else { return };
+    let tunnels = tunnels
+        .iter()
+        .filter(|tunnel| tunnel.up && tunnel.owner != Owner::Unknown && !tunnel.collect_metadata);
+    let tunnel_names = tunnels.map(|tunnel| tunnel.name.as_str());
+    let pods = links.values().filter(|link| has_pods && link.leads_to_pods());
+    for name in tunnel_names.chain(pods.map(|link| link.name.as_str())) {
+        if host.devices.get(name).and_then(|settings| settings.forwarding) != Some(false) {
+            continue;
+        }
+        verdicts.add(Finding {
+            code: Code::ForwardingOff,
+            subject: Subject::Device { name: name.to_owned() },
+            direction: None,
+            hop: None,
+            evidence: vec![Evidence::Sysctl {
+                // With a slash where the name has a dot, as sysctl(8) wants it.
+                name: format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")),
+                value: "0".to_owned(),
+            }],
+            confidence: Confidence::Certain,
+        });
+    }
 }

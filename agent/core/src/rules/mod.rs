@@ -1,11 +1,13 @@
 //! From facts to findings: one file per family, and no rule knows another.
 //! What is a consequence of what is said in the catalog, not here.
 
+mod answers;
 mod host;
 mod kernel;
 mod neighbour;
 mod probe;
 mod route;
+mod stack;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -96,7 +98,9 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
     let mut verdicts = Verdicts::default();
     if !policy.counted_only {
         on_tables(&context, memo, &mut verdicts);
+        answers::judge(&context, &mut verdicts);
         host::judge(&context, &mut verdicts);
+        stack::judge(&context, &mut verdicts);
         tunnel::judge(&context, &mut verdicts);
         kernel::refusals(&context, &mut verdicts);
     }
@@ -263,7 +267,7 @@ fn lookup<'a>(now: &Snapshot, routes: &'a RouteTable, address: IpAddr) -> Option
         rules
             .iter()
             .filter(|rule| rule.v6 == address.is_ipv6())
-            .filter(|rule| rule.from.is_none() && rule.mark.is_none())
+            .filter(|rule| rule.from.is_none() && rule.mark.is_none() && !rule.selective)
             .filter(|rule| rule.to.is_none_or(|to| to.contains(&address)))
             .filter_map(|rule| rule.table)
             .collect()

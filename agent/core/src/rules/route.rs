@@ -28,7 +28,13 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         }
         let Some(overlay) = leads.overlay else { continue };
         let route = lookup(context.now, routes, overlay);
-        if let Some(code) = judge_route(route, peer, tunnel) {
+        // Where the kernel itself said, that is judged (`answers`).
+        let answer = context.now.lookups.seen().and_then(|all| all.of_host(peer.id, overlay));
+        let wrong = match answer {
+            Some(_) if !peer.has_departed() => None,
+            _ => judge_route(route, peer, tunnel),
+        };
+        if let Some(code) = wrong {
             let evidence = vec![evidence(context, overlay, route)];
             verdicts.add(before_encapsulation(code, peer, leads, evidence));
         } else if let Some(trap) = trap_within(routes, &peer.pod_networks) {

@@ -84,6 +84,7 @@ pub struct Reader {
     text: String,
     settings: Option<Settings>,
     age: u32,
+    forwarding: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +99,7 @@ impl Reader {
     /// Nothing read yet.
     #[must_use]
     pub fn new(roots: Roots) -> Self {
-        Self { roots, text: String::new(), settings: None, age: 0 }
+        Self { roots, text: String::new(), settings: None, age: 0, forwarding: None }
     }
 
     /// One reading.
@@ -106,6 +107,11 @@ impl Reader {
     /// # Errors
     /// When a file that every kernel has cannot be read.
     pub fn read(&mut self) -> Result<Host, SourceError> {
+        let forwarding = self.switch(&self.roots.sys.join("net/ipv4/ip_forward"))?;
+        if std::mem::replace(&mut self.forwarding, forwarding) != forwarding {
+            // The host's switch changes those of all devices.
+            self.age = SETTINGS_EVERY;
+        }
         let settings = match self.settings.take() {
             Some(settings) if self.age < SETTINGS_EVERY => settings,
             _ => {
@@ -124,7 +130,7 @@ impl Reader {
         let host = Host {
             kernel_release: settings.kernel_release.clone(),
             boot_id: settings.boot_id.clone(),
-            ipv4_forwarding: self.switch(&sys.join("net/ipv4/ip_forward"))?,
+            ipv4_forwarding: forwarding,
             ipv6_forwarding: self.switch(&sys.join("net/ipv6/conf/all/forwarding"))?,
             rp_filter_all: self.number(&sys.join("net/ipv4/conf/all/rp_filter"))?,
             devices: settings.devices.clone(),
@@ -282,6 +288,16 @@ mod tests {
         assert_eq!(next.devices["eth0"].rp_filter, Some(1));
         let last = (2..=SETTINGS_EVERY).map(|_| reader.read().unwrap()).last().unwrap();
         assert_eq!(last.devices["eth0"].rp_filter, Some(2));
+    }
+
+    #[test]
+    fn the_hosts_switch_takes_the_devices_along() {
+        let root = machine();
+        let mut reader = Reader::new(Roots::at(root.path()));
+        reader.read().unwrap();
+        write(root.path().join("sys/net/ipv4/ip_forward"), "0\n").unwrap();
+        write(root.path().join("sys/net/ipv4/conf/eth0/forwarding"), "1\n").unwrap();
+        assert_eq!(reader.read().unwrap().devices["eth0"].forwarding, Some(true));
     }
 
     #[test]

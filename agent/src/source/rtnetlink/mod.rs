@@ -93,7 +93,9 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Probe
         | SourceId::Peers
         | SourceId::Configuration
-        | SourceId::Kernel => return None,
+        | SourceId::Kernel
+        | SourceId::Lookups
+        | SourceId::Machine => return None,
     })
 }
 

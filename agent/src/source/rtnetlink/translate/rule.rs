@@ -9,10 +9,10 @@ use super::{Malformed, prefix};
 
 /// The policy rule that a message tells of.
 ///
-/// None for a rule that chooses by something the model does not speak of
-/// (device, protocol, ports, user, tunnel, type of service, `not`) or that may
-/// refuse what it found (`suppress_prefixlength`): taken without its
-/// condition, it would name the wrong table for everything.
+/// A rule that chooses by something the model does not speak of (device,
+/// protocol, ports, user, tunnel, type of service, `not`) or that may refuse what
+/// it found (`suppress_prefixlength`) is marked so: taken without its condition,
+/// it would name the wrong table for everything.
 ///
 /// # Errors
 /// When the payload cannot be the kernel's.
@@ -24,9 +24,7 @@ pub fn rule(payload: &[u8]) -> Result<Option<PolicyRule>, Malformed> {
         AddressFamily::Inet6 => true,
         _ => return Ok(None),
     };
-    if header.tos != 0 || header.flags.contains(RuleFlags::Invert) {
-        return Ok(None);
-    }
+    let mut selective = header.tos != 0 || header.flags.contains(RuleFlags::Invert);
     let (mut priority, mut table) = (0, u32::from(header.table));
     let (mut from, mut to, mut value, mut mask) = (None, None, None, None);
     for attribute in message.attributes {
@@ -44,10 +42,10 @@ pub fn rule(payload: &[u8]) -> Result<Option<PolicyRule>, Malformed> {
             | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)
-            | RuleAttribute::DestinationPortRange(_) => return Ok(None),
+            | RuleAttribute::DestinationPortRange(_) => selective = true,
             // The kernel writes these always; all bits set means "off".
-            RuleAttribute::SuppressPrefixLen(length) if length != u32::MAX => return Ok(None),
-            RuleAttribute::SuppressIfGroup(group) if group != u32::MAX => return Ok(None),
+            RuleAttribute::SuppressPrefixLen(length) if length != u32::MAX => selective = true,
+            RuleAttribute::SuppressIfGroup(group) if group != u32::MAX => selective = true,
             _ => {}
         }
     }
@@ -57,5 +55,5 @@ pub fn rule(payload: &[u8]) -> Result<Option<PolicyRule>, Malformed> {
         (value, mask) => Some((value.unwrap_or(0), mask.unwrap_or(u32::MAX))),
     };
     let table = (header.action == RuleAction::ToTable).then_some(table);
-    Ok(Some(PolicyRule { priority, table, from, to, mark, v6 }))
+    Ok(Some(PolicyRule { priority, table, from, to, mark, v6, selective }))
 }

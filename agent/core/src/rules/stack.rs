@@ -1,0 +1,179 @@
+//! What the host's own IP stack does to packets of the overlay: reverse path
+//! filters, modules, and routes that somebody took away.
+
+use std::collections::BTreeMap;
+
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Direction, Evidence, Finding, Subject, Thing};
+use crate::kernel::{DropForm, PacketDrop};
+use crate::ladder::{Hop, Segment};
+use crate::model::{Host, IfIndex, VanishedRoute};
+use crate::time::SECOND;
+
+/// Drops in the last seconds that are no accident.
+const DROPS: u64 = 3;
+/// Routes that went together belong to peers; one may have left the cluster, and
+/// two at once.
+const BURST: usize = 3;
+/// Within this time it is one burst.
+const TOGETHER_NS: u64 = 2 * SECOND;
+/// IP in IP (RFC 2003).
+const PROTOCOL_IPIP: u8 = 4;
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    vanished(context, verdicts);
+    let (Some(host), Some(counts)) = (context.now.host.seen(), context.now.kernel.seen()) else {
+        return verdicts.blind(&[Code::RpFilterStrict, Code::ModuleMissing]);
+    };
+    reverse_paths(context, host, &counts.drops, verdicts);
+    modules(context, host, &counts.drops, verdicts);
+}
+
+/// Packets of peers that a strict reverse path filter drops, by device. A stray
+/// packet of others is dropped rightly and is not counted here.
+fn reverse_paths(
+    context: &Context<'_>,
+    host: &Host,
+    drops: &[PacketDrop],
+    verdicts: &mut Verdicts,
+) {
+    let mut filtered: BTreeMap<&str, (u64, &PacketDrop)> = BTreeMap::new();
+    let by_filter = drops.iter().filter(|drop| {
+        drop.lately > 0 && drop.peer.is_some() && drop.site.reason.as_deref() == Some("IP_RPFILTER")
+    });
+    for drop in by_filter {
+        let Some(device) = drop.site.device.as_deref() else { continue };
+        let (packets, _) = filtered.entry(device).or_insert((0, drop));
+        *packets = packets.saturating_add(drop.lately);
+    }
+    let all = host.rp_filter_all.unwrap_or(0);
+    for (device, (packets, drop)) in filtered {
+        let own = host.devices.get(device).and_then(|settings| settings.rp_filter).unwrap_or(0);
+        // The larger of the two is in force; 2 is the loose one, which drops only
+        // what has no way back at all (ip-sysctl, rp_filter).
+        if packets < DROPS || own.max(all) != 1 {
+            continue;
+        }
+        // With a slash where the name has a dot, as sysctl(8) wants it.
+        let name = device.replace('.', "/");
+        let sysctl = |of: &str, value: u8| Evidence::Sysctl {
+            name: format!("net.ipv4.conf.{of}.rp_filter"),
+            value: value.to_string(),
+        };
+        let mut evidence = vec![sysctl(&name, own)];
+        if all == 1 {
+            evidence.push(sysctl("all", all));
+        }
+        evidence.push(Evidence::KernelDropped { here: true, site: drop.site.clone(), packets });
+        evidence.extend(grown(context));
+        let tunnels = context.now.tunnels.seen();
+        let is_tunnel = tunnels.is_some_and(|all| all.iter().any(|t| t.name == device));
+        let (direction, hop) = match drop.form {
+            DropForm::Inner if is_tunnel => {
+                (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
+            }
+            // From a pod, on its way to the tunnel.
+            DropForm::Inner => {
+                (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
+            }
+            DropForm::Outer => {
+                (Direction::Inbound, Segment { from: Hop::ReachedNic, to: Hop::Decapsulated })
+            }
+            DropForm::Bare => {
+                (Direction::Inbound, Segment { from: Hop::ReachedNic, to: Hop::Delivered })
+            }
+        };
+        verdicts.add(Finding {
+            code: Code::RpFilterStrict,
+            subject: Subject::Device { name: device.to_owned() },
+            direction: Some(direction),
+            hop: Some(hop),
+            evidence,
+            confidence: Confidence::Certain,
+        });
+    }
+}
+
+/// How many packets the reverse path filters of this node dropped lately.
+fn grown(context: &Context<'_>) -> Option<Evidence> {
+    let now = context.now.host.seen()?.counters.ip_reverse_path_filter;
+    let before = context.delta.before?.host.seen()?.counters.ip_reverse_path_filter;
+    let by = now.checked_sub(before).filter(|by| *by > 0)?;
+    Some(Evidence::Grew { counter: "TcpExtIPReversePathFilter".to_owned(), by })
+}
+
+/// IPIP comes from peers and nobody takes it.
+fn modules(context: &Context<'_>, host: &Host, drops: &[PacketDrop], verdicts: &mut Verdicts) {
+    let is_refused = |drop: &&PacketDrop| {
+        drop.form == DropForm::Outer
+            && drop.ip_protocol == PROTOCOL_IPIP
+            && drop.peer.is_some()
+            && !drop.outbound
+            && drop.site.reason.as_deref() == Some("IP_NOPROTO")
+    };
+    let packets: u64 =
+        drops.iter().filter(is_refused).fold(0, |sum, drop| sum.saturating_add(drop.lately));
+    let is_loaded = host.modules.as_ref().is_some_and(|all| all.iter().any(|m| m == "ipip"));
+    let worst = drops.iter().filter(is_refused).max_by_key(|drop| drop.lately);
+    let (Some(worst), false) = (worst.filter(|_| packets >= DROPS), is_loaded) else { return };
+    let machine = context.now.machine.seen();
+    let available = machine.and_then(|m| m.modules.as_ref()?.get("ipip").copied());
+    verdicts.add(Finding {
+        code: Code::ModuleMissing,
+        subject: Subject::Thing { what: Thing::Module, name: "ipip".to_owned() },
+        direction: Some(Direction::Inbound),
+        hop: Some(Segment { from: Hop::ReachedNic, to: Hop::Decapsulated }),
+        evidence: vec![
+            Evidence::NotLoaded { module: "ipip".to_owned(), available },
+            Evidence::KernelDropped { here: true, site: worst.site.clone(), packets },
+        ],
+        confidence: Confidence::Certain,
+    });
+}
+
+/// Routes of peers that live, and that went together.
+fn vanished(context: &Context<'_>, verdicts: &mut Verdicts) {
+    if context.now.routes.seen().is_none() {
+        return verdicts.blind(&[Code::RoutesVanished]);
+    }
+    let gone = &context.now.vanished;
+    if gone.len() < BURST {
+        return;
+    }
+    let is_missed = |route: &&VanishedRoute| {
+        context.now.peers.iter().any(|peer| {
+            !peer.has_departed()
+                && peer.pod_networks.contains(&route.destination)
+                && context.is_alive(peer)
+        })
+    };
+    let mut by_device: BTreeMap<IfIndex, Vec<&VanishedRoute>> = BTreeMap::new();
+    for route in gone.iter().filter(is_missed) {
+        by_device.entry(route.device).or_default().push(route);
+    }
+    for (device, mut routes) in by_device {
+        routes.sort_by_key(|route| route.at);
+        let together = |first: &VanishedRoute| {
+            routes
+                .iter()
+                .filter(|r| r.at >= first.at && r.at.since(first.at) <= TOGETHER_NS)
+                .count()
+        };
+        let Some(burst) = routes.iter().map(|first| together(first)).max() else { continue };
+        let (Some(example), true) = (routes.first(), burst >= BURST) else { continue };
+        let name = context.device_name(device);
+        verdicts.add(Finding {
+            code: Code::RoutesVanished,
+            subject: Subject::Device { name: name.clone() },
+            direction: Some(Direction::Outbound),
+            hop: Some(Segment { from: Hop::Sent, to: Hop::Encapsulated }),
+            evidence: vec![Evidence::RoutesVanished {
+                device: name,
+                count: u32::try_from(burst).unwrap_or(u32::MAX),
+                example: example.destination,
+            }],
+            confidence: Confidence::Certain,
+        });
+    }
+}
