@@ -123,6 +123,15 @@ impl Expected {
         Self { tells, ..self }
     }
 
+    /// The same, which says which way packets go and where they vanish.
+    pub(super) const fn going(
+        self,
+        directions: &'static [Direction],
+        hops: &'static [Segment],
+    ) -> Self {
+        Self { directions, hops, ..self }
+    }
+
     /// Whether it is the same node's word about the same peer.
     pub(super) fn is_of_pair_of(&self, other: &Self) -> bool {
         let peer = |subject| match subject {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, misses, says, says_itself,
+    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, says, says_itself,
 };
 use super::{A, B, C, Fault, LIVE, PLAIN, ip};
 use crate::topology::Cluster;
@@ -38,7 +38,13 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), pods(C, B), pods(B, C), nodes(A, B)],
-        expected: &[says(A, Code::UnexplainedLoss, B, OUTBOUND, DELIVERY), misses(B, A, DELIVERY)],
+        expected: &[
+            says(A, Code::UnexplainedLoss, B, OUTBOUND, DELIVERY),
+            says_itself(B, Code::RpFilterStrict, Subject::Tunnel)
+                .going(INBOUND, DELIVERY)
+                .telling(&["rp_filter = 1"]),
+        ],
+        counted: &[counts(B, A, INBOUND, DELIVERY)],
         // A route through the peer itself is one that a CNI plugin may choose.
         unlike: &[Code::RouteBypassesTunnel, Code::StaleVtepMac],
         ..PLAIN

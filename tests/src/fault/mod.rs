@@ -6,6 +6,7 @@ mod expected;
 mod firewall;
 mod host;
 mod quiet;
+mod routing;
 mod tables;
 mod tunnel;
 mod underlay;
@@ -132,6 +133,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         tunnel::FAULTS,
         tables::FAULTS,
         host::FAULTS,
+        routing::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,
     ]

@@ -151,7 +151,7 @@ const CHECKED: Fault = Fault {
 };
 
 /// Nothing is expected: watch for that long.
-const fn watch(seconds: u64) -> Limits {
+pub(super) const fn watch(seconds: u64) -> Limits {
     Limits { settle: Duration::from_secs(seconds), ..HARD }
 }
 

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::finding::Thing;
 
 use super::expected::{
-    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, OUT_OR_BOTH, OUTBOUND, Subject, WIRE,
-    counts, may_speak, misses, says, says_itself,
+    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, OUT_OR_BOTH, OUTBOUND,
+    Subject, WIRE, counts, may_speak, misses, says, says_itself,
 };
 use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
 use crate::interrupt;
@@ -185,7 +186,12 @@ pub(super) const FAULTS: &[Fault] = &[
             Ok(())
         },
         spares: &[pods(A, B), pods(B, A), nodes(A, B), pods(A, C)],
-        expected: &[says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION)],
+        expected: &[
+            says(A, Code::EncapsulationRefused, B, OUTBOUND, DECAPSULATION),
+            says_itself(B, Code::ModuleMissing, Subject::Thing(Thing::Module, "ipip"))
+                .going(INBOUND, DECAPSULATION)
+                .telling(&["ipip is not loaded"]),
+        ],
         // No probe goes by IPIP: what tells is the peer's answer, which a rule reads.
         counted: &[may_speak(A, B)],
         unlike: &[Code::RemoteTunnelDown, Code::EncapsulationLost],

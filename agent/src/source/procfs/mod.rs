@@ -281,10 +281,10 @@ mod tests {
         let root = machine();
         let mut reader = Reader::new(Roots::at(root.path()));
         reader.read().unwrap();
-        write(root.path().join("sys/net/ipv4/ip_forward"), "0\n").unwrap();
+        write(root.path().join("sys/net/ipv4/conf/all/rp_filter"), "1\n").unwrap();
         write(root.path().join("sys/net/ipv4/conf/eth0/rp_filter"), "2\n").unwrap();
         let next = reader.read().unwrap();
-        assert_eq!(next.ipv4_forwarding, Some(false));
+        assert_eq!(next.rp_filter_all, Some(1));
         assert_eq!(next.devices["eth0"].rp_filter, Some(1));
         let last = (2..=SETTINGS_EVERY).map(|_| reader.read().unwrap()).last().unwrap();
         assert_eq!(last.devices["eth0"].rp_filter, Some(2));

@@ -1,0 +1,240 @@
+//! Faults of a node's policy routing, of what other programs do to its routes,
+//! and conditions that look like them.
+
+use anyhow::Result;
+use overlaywatch_core::catalog::Code;
+
+use super::expected::{
+    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, misses, says, says_itself,
+};
+use super::quiet::watch;
+use super::{A, B, C, D, Fault, LIVE, PLAIN, ip};
+use crate::topology::{Cluster, GATEWAY, Shape};
+use crate::traffic::{Path, nodes, pods};
+
+const FROM_A_TO_B: &[Path] = &[pods(A, B)];
+const OTHERS: &[Path] = &[pods(B, A), pods(A, C), pods(C, B), nodes(A, B)];
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "policy-rule-diverts",
+        about: "a policy rule of a VPN sends a peer's pods to a table that leads past the tunnel",
+        inject: |cluster| {
+            let network = cluster.shape.pod_network(cluster.node(B)?);
+            ip(cluster, A, &format!("route add default via {GATEWAY} dev eth0 table 100"))?;
+            ip(cluster, A, &format!("rule add pref 100 not fwmark 0x51820 to {network} lookup 100"))
+        },
+        heal: |cluster| {
+            ip(cluster, A, "rule del pref 100")?;
+            ip(cluster, A, "route flush table 100")
+        },
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &[
+            says(A, Code::PolicyRuleDiverts, B, OUTBOUND, LOCAL_STACK).telling(&[
+                "policy rule 100:",
+                "lookup 100",
+                "to eth0",
+            ]),
+            misses(B, A, LOCAL_STACK),
+        ],
+        unlike: &[Code::RouteMissing, Code::RouteBypassesTunnel, Code::RouteBlackhole],
+        ..PLAIN
+    },
+    Fault {
+        name: "policy-table-blackhole",
+        about: "a policy rule for what comes from pods names a table that swallows a peer's pods",
+        inject: |cluster| {
+            let (a, b) = (cluster.node(A)?, cluster.node(B)?);
+            let (own, network) = (cluster.shape.pod_network(a), cluster.shape.pod_network(b));
+            ip(cluster, A, &format!("route add blackhole {network} table 100"))?;
+            ip(cluster, A, &format!("rule add pref 100 from {own} lookup 100"))
+        },
+        heal: |cluster| {
+            ip(cluster, A, "rule del pref 100")?;
+            ip(cluster, A, "route flush table 100")
+        },
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &[
+            says(A, Code::RouteBlackhole, B, OUTBOUND, LOCAL_STACK).telling(&[
+                "policy rule 100:",
+                "lookup 100",
+                "blackhole",
+            ]),
+            misses(B, A, LOCAL_STACK),
+        ],
+        unlike: &[Code::RouteMissing, Code::PolicyRuleDiverts],
+        ..PLAIN
+    },
+    Fault {
+        name: "leftover-route",
+        about: "another plugin's tunnel and its route to half of a peer's pods are left on one node",
+        inject: |cluster| {
+            let (device, lines) = other_tunnel(cluster)?;
+            let half = cluster.shape.pod_network_half(cluster.node(B)?);
+            cluster.node(A)?.netns.ip(&format!("{lines}route add {half} dev {device}\n"))
+        },
+        heal: |cluster| {
+            let (device, _) = other_tunnel(cluster)?;
+            ip(cluster, A, &format!("link del {device}"))
+        },
+        breaks: FROM_A_TO_B,
+        spares: OTHERS,
+        expected: &[
+            says(A, Code::LeftoverRoute, B, OUTBOUND, LOCAL_STACK),
+            misses(B, A, LOCAL_STACK),
+        ],
+        unlike: &[Code::RouteBypassesTunnel, Code::VniMismatch, Code::VxlanPortMismatch],
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-address-missing",
+        about: "one node's tunnel device lost its address",
+        inject: |cluster| {
+            let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
+            ip(cluster, A, &format!("addr del {overlay}/32 dev {device}"))
+        },
+        heal: |cluster| {
+            let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
+            ip(cluster, A, &format!("addr add {overlay}/32 dev {device}"))
+        },
+        spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
+        expected: &[
+            says(A, Code::HostSourceWithoutTunnelAddress, B, &[], &[])
+                .telling(&["has no address", "from 10.0.0.11"]),
+            says(A, Code::HostSourceWithoutTunnelAddress, C, &[], &[]),
+        ],
+        unlike: &[Code::RouteMissing],
+        ..PLAIN
+    },
+    Fault {
+        name: "routes-vanished",
+        about: "what manages one node's links removes all routes into the tunnel",
+        nodes: 4,
+        inject: |cluster| ip(cluster, A, &format!("route flush dev {}", cluster.shape.device())),
+        heal: |cluster| cluster.program(A),
+        breaks: &[pods(A, B), pods(A, C), pods(A, D)],
+        spares: &[pods(B, A), pods(C, B), nodes(A, B)],
+        expected: &[
+            says_itself(A, Code::RoutesVanished, Subject::Tunnel)
+                .going(OUTBOUND, LOCAL_STACK)
+                .telling(&["3 routes into"]),
+            misses(B, A, LOCAL_STACK),
+            misses(C, A, LOCAL_STACK),
+            misses(D, A, LOCAL_STACK),
+        ],
+        counted: &[
+            counts(A, B, OUTBOUND, LOCAL_STACK),
+            counts(A, C, OUTBOUND, LOCAL_STACK),
+            counts(A, D, OUTBOUND, LOCAL_STACK),
+        ],
+        unlike: &[Code::TunnelDown, Code::TunnelMissing],
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-forwarding-off",
+        about: "one node's kernel forwards nothing that comes out of the tunnel device",
+        inject: |cluster| forward_from_tunnel(cluster, "0"),
+        heal: |cluster| forward_from_tunnel(cluster, "1"),
+        breaks: &[pods(A, B), pods(C, B)],
+        spares: &[pods(B, A), pods(A, C), pods(C, A), nodes(A, B)],
+        expected: &[says_itself(B, Code::ForwardingOff, Subject::Tunnel)],
+        counted: &[counts(B, A, INBOUND, DELIVERY), counts(B, C, INBOUND, DELIVERY)],
+        unlike: &[Code::RpFilterStrict],
+        limits: LIVE,
+        ..PLAIN
+    },
+    Fault {
+        name: "policy-routing-of-others",
+        about: "rules of others, a local table that is asked later, a table of the plugin's own",
+        inject: |cluster| {
+            let (b, device) = (cluster.node(B)?, cluster.shape.device());
+            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            cluster.node(A)?.netns.ip(&format!(
+                "route add blackhole default table 90\n\
+                 rule add pref 90 from 192.0.2.0/24 lookup 90\n\
+                 rule add pref 91 fwmark 0x4000/0x4000 lookup 90\n\
+                 rule add pref 100 lookup local\n\
+                 rule del pref 0\n\
+                 route add {network} via {overlay} dev {device} onlink table 200\n\
+                 rule add pref 110 to {network} lookup 200\n\
+                 route add blackhole 198.51.100.0/24\n"
+            ))
+        },
+        heal: |cluster| {
+            cluster.node(A)?.netns.ip("rule add pref 0 lookup local\n\
+                 rule del pref 100\n\
+                 rule del pref 90\n\
+                 rule del pref 91\n\
+                 rule del pref 110\n\
+                 route flush table 90\n\
+                 route flush table 200\n\
+                 route del blackhole 198.51.100.0/24\n")
+        },
+        spares: &[pods(A, B), pods(B, A), pods(A, C)],
+        unlike: &[
+            Code::PolicyRuleDiverts,
+            Code::RouteBlackhole,
+            Code::RouteMissing,
+            Code::LeftoverRoute,
+            Code::ModuleMissing,
+        ],
+        limits: watch(15),
+        ..PLAIN
+    },
+    Fault {
+        name: "routes-made-again",
+        about: "a plugin's agent restarts: its routes go and come back, one with a source of its own",
+        nodes: 4,
+        inject: |cluster| {
+            ip(cluster, A, &format!("route flush dev {}", cluster.shape.device()))?;
+            cluster.program(A)?;
+            let (a, b, device) = (cluster.node(A)?, cluster.node(B)?, cluster.shape.device());
+            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            let source = a.overlay();
+            let route = format!("{network} via {overlay} dev {device} onlink src {source}");
+            ip(cluster, A, &format!("route replace {route}"))
+        },
+        heal: |cluster| cluster.program(A),
+        spares: &[pods(A, B), pods(B, A), pods(A, C)],
+        unlike: &[Code::RoutesVanished, Code::HostSourceWithoutTunnelAddress, Code::RouteMissing],
+        limits: watch(15),
+        ..PLAIN
+    },
+    Fault {
+        name: "rp-filter-strict-everywhere",
+        about: "one node's reverse path filters are strict, and all answers go the way they came",
+        inject: |cluster| filter_reverse_paths(cluster, "1"),
+        heal: |cluster| filter_reverse_paths(cluster, "0"),
+        spares: &[pods(A, B), pods(B, A), pods(A, C), nodes(A, B)],
+        unlike: &[Code::RpFilterStrict],
+        limits: watch(15),
+        ..PLAIN
+    },
+];
+
+/// A tunnel device of the plugin that the cluster does not use, and what makes it.
+fn other_tunnel(cluster: &Cluster) -> Result<(&'static str, String)> {
+    let other = match cluster.shape {
+        Shape::Flannel => Shape::CalicoVxlan,
+        Shape::CalicoVxlan => Shape::Flannel,
+    };
+    let (device, vni, port) = (other.device(), other.vni(), other.port());
+    let local = cluster.node(A)?.underlay();
+    let lines = format!(
+        "link add {device} type vxlan id {vni} local {local} dev eth0 dstport {port} nolearning\n\
+         link set {device} up\n"
+    );
+    Ok((device, lines))
+}
+
+fn forward_from_tunnel(cluster: &Cluster, value: &str) -> Result<()> {
+    // The name may have a dot, which is no separator in a path.
+    let switch = format!("ipv4/conf/{}/forwarding", cluster.shape.device());
+    cluster.node(B)?.netns.set(&switch, value)
+}
+
+fn filter_reverse_paths(cluster: &Cluster, value: &str) -> Result<()> {
+    cluster.node(A)?.netns.set("ipv4/conf/all/rp_filter", value)
+}
