@@ -18,11 +18,11 @@ const OTHERS: &[Path] = &[pods(B, A), pods(A, C), pods(C, B), nodes(A, B)];
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-rule-diverts",
-        about: "a policy rule of a VPN sends a peer's pods to a table that leads past the tunnel",
+        about: "a policy rule for unmarked packets sends a peer's pods to a table that leads past the tunnel",
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route add default via {GATEWAY} dev eth0 table 100"))?;
-            ip(cluster, A, &format!("rule add pref 100 not fwmark 0x51820 to {network} lookup 100"))
+            ip(cluster, A, &format!("rule add pref 100 fwmark 0/0x51820 to {network} lookup 100"))
         },
         heal: |cluster| {
             ip(cluster, A, "rule del pref 100")?;

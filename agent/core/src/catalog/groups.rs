@@ -25,7 +25,8 @@ pub(super) const TABLES: &[Code] = &[
     Code::LeftoverRoute,
 ];
 /// Why the kernel's tables do not lead to the peer.
-pub(super) const ROUTING: &[Code] = &[Code::RoutesVanished];
+pub(super) const ROUTING: &[Code] =
+    &[Code::RoutesVanished, Code::PolicyRuleDiverts, Code::LeftoverRoute];
 /// The peer's kernel itself says that it does not take the encapsulation.
 pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// More is lost already on a layer below.

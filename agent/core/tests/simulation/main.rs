@@ -2,5 +2,6 @@
 //! simulated clock.
 
 mod decisions;
+mod routing;
 mod tables;
 mod world;
