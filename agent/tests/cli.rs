@@ -183,7 +183,8 @@ fn every_code_is_explained() {
       fdb-misdirected, vtep-neighbour-missing, route-missing, route-blackhole,
       route-bypasses-tunnel, local-output-drop, encapsulation-lost, overlay-loss,
       underlay-loss, mtu-blackhole, agent-silent, probe-port-filtered,
-      encapsulation-refused, unexplained-loss
+      encapsulation-refused, unexplained-loss, policy-rule-diverts, leftover-route,
+      host-source-without-tunnel-address
     ");
 }
 

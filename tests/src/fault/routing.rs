@@ -12,6 +12,8 @@ use super::{A, B, C, D, Fault, LIVE, PLAIN, ip};
 use crate::topology::{Cluster, GATEWAY, Shape};
 use crate::traffic::{Path, nodes, pods};
 
+/// An address that no packet gets as its source.
+const NO_SOURCE: &str = "169.254.250.250/32";
 const FROM_A_TO_B: &[Path] = &[pods(A, B)];
 const OTHERS: &[Path] = &[pods(B, A), pods(A, C), pods(C, B), nodes(A, B)];
 
@@ -93,17 +95,22 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "one node's tunnel device lost its address",
         inject: |cluster| {
             let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
+            // Without any address the device would lose its routes as well.
+            ip(cluster, A, &format!("addr add {NO_SOURCE} dev {device} scope host"))?;
             ip(cluster, A, &format!("addr del {overlay}/32 dev {device}"))
         },
         heal: |cluster| {
             let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
-            ip(cluster, A, &format!("addr add {overlay}/32 dev {device}"))
+            ip(cluster, A, &format!("addr add {overlay}/32 dev {device}"))?;
+            ip(cluster, A, &format!("addr del {NO_SOURCE} dev {device}"))
         },
         spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
         expected: &[
-            says(A, Code::HostSourceWithoutTunnelAddress, B, &[], &[])
+            says(A, Code::HostSourceWithoutTunnelAddress, B, INBOUND, DELIVERY)
                 .telling(&["has no address", "from 10.0.0.11"]),
-            says(A, Code::HostSourceWithoutTunnelAddress, C, &[], &[]),
+            says(A, Code::HostSourceWithoutTunnelAddress, C, INBOUND, DELIVERY),
+            says(B, Code::UnexplainedLoss, A, OUTBOUND, DELIVERY),
+            says(C, Code::UnexplainedLoss, A, OUTBOUND, DELIVERY),
         ],
         unlike: &[Code::RouteMissing],
         ..PLAIN
@@ -178,6 +185,9 @@ pub(super) const FAULTS: &[Fault] = &[
             Code::RouteBlackhole,
             Code::RouteMissing,
             Code::LeftoverRoute,
+            Code::HostSourceWithoutTunnelAddress,
+            Code::RoutesVanished,
+            Code::RpFilterStrict,
             Code::ModuleMissing,
         ],
         limits: watch(15),

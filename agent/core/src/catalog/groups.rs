@@ -23,6 +23,7 @@ pub(super) const TABLES: &[Code] = &[
     Code::RouteBypassesTunnel,
     Code::PolicyRuleDiverts,
     Code::LeftoverRoute,
+    Code::RoutesVanished,
 ];
 /// Why the kernel's tables do not lead to the peer.
 pub(super) const ROUTING: &[Code] =

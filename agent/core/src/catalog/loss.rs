@@ -80,7 +80,12 @@ pub(super) const ENTRIES: &[Entry] = &[
             ENDS,
             TABLES,
             REFUSED,
-            &[Code::LocalOutputDrop, Code::ForwardingOff, Code::RpFilterStrict],
+            &[
+                Code::LocalOutputDrop,
+                Code::ForwardingOff,
+                Code::RpFilterStrict,
+                Code::HostSourceWithoutTunnelAddress,
+            ],
             PEER,
         ],
         meaning: "Packets were counted at one hop and are missing at the next, and none of the rules knows the reason; the evidence names the kernel's own drop reason and function where it gave one.",

@@ -30,7 +30,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry {
         code: Code::HostSourceWithoutTunnelAddress,
         slug: "host-source-without-tunnel-address",
-        title: "the host reaches pods with an address that is not the tunnel's",
+        title: "the host reaches pods with the node's address",
         severity: Severity::Warning,
         raise_after_ms: 3000,
         clear_after_seconds: 5,

@@ -48,7 +48,8 @@ pub enum RouteAnswer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundRoute {
     /// The table that the route is in (`RTM_F_LOOKUP_TABLE`); 0 where the kernel
-    /// does not say.
+    /// does not say. The local table may be called main: until the first policy
+    /// rule is made the two are one (fib_trie_unmerge, net/ipv4/fib_trie.c).
     pub table: u32,
     /// What the route does.
     pub kind: RouteKind,

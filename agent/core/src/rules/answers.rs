@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::{Context, Verdicts, before_encapsulation};
 use crate::catalog::Code;
-use crate::finding::{Evidence, Finding};
+use crate::finding::{Direction, Evidence, Finding};
+use crate::ladder::{Hop, Segment};
 use crate::model::{
     FoundRoute, Link, LinkKind, Lookups, Owner, Peer, PeerId, PeerTunnel, PolicyRule, Route,
     RouteAnswer, RouteKind, RouteQuestion, RouteTable, Tunnel, table,
@@ -85,9 +86,10 @@ fn judge_peer(
     evidence.push(Evidence::NoAddress { device: tunnel.name.clone() });
     let mut finding =
         before_encapsulation(Code::HostSourceWithoutTunnelAddress, peer, leads, evidence);
-    // Nothing is lost here: what is sent so comes back another way.
-    finding.direction = None;
-    finding.hop = None;
+    // What is sent so comes back another way; what others send to the address that
+    // the device ought to have comes out of the tunnel and is not delivered.
+    finding.direction = Some(Direction::Inbound);
+    finding.hop = Some(Segment { from: Hop::Decapsulated, to: Hop::Delivered });
     Some(finding)
 }
 

@@ -149,7 +149,10 @@ mod tests {
             panic!("{answers:?}")
         };
         assert_eq!(asked, question);
-        assert_eq!((found.table, found.kind), (255, RouteKind::Local));
+        assert_eq!(found.kind, RouteKind::Local);
+        // Until the first policy rule is made the two tables are one and answer
+        // by either name (fib_trie_unmerge, net/ipv4/fib_trie.c).
+        assert!([254, 255].contains(&found.table), "table {}", found.table);
         assert_eq!(found.device, Some(IfIndex(1)));
     }
 
