@@ -340,6 +340,13 @@ pub enum Evidence {
         /// By how much, in the last seconds.
         by: u64,
     },
+    /// Whose machine this is, where its network is known to drop an encapsulation.
+    Platform {
+        /// Who, as the firmware says.
+        vendor: String,
+        /// What it drops.
+        encapsulation: Encapsulation,
+    },
     /// A module of the kernel that is not loaded, and whether it could be.
     NotLoaded {
         /// Its name.
@@ -496,6 +503,11 @@ impl fmt::Display for Evidence {
                 "{count} routes into {device} went at once and are not back, {example} among them"
             ),
             Self::Grew { counter, by } => write!(f, "{counter} grew by {by} in the last seconds"),
+            Self::Platform { vendor, encapsulation } => write!(
+                f,
+                "this machine is of {vendor}, whose firewall or fabric has no rule that lets \
+                 {encapsulation} pass: use VXLAN"
+            ),
             Self::NotLoaded { module, available } => {
                 let could = match available {
                     None => "",

@@ -207,7 +207,8 @@ pub(super) const FAULTS: &[Fault] = &[
             ip(cluster, A, &format!("route replace {route}"))
         },
         heal: |cluster| cluster.program(A),
-        spares: &[pods(A, B), pods(B, A), pods(A, C)],
+        // Between the two moments a packet may be lost.
+        spares: &[pods(B, A), pods(C, B)],
         unlike: &[Code::RoutesVanished, Code::HostSourceWithoutTunnelAddress, Code::RouteMissing],
         limits: watch(15),
         ..PLAIN

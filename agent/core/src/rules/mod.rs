@@ -107,6 +107,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);
     kernel::testify(&context, &mut verdicts);
+    stack::testify(&context, &mut verdicts);
     verdicts.findings.retain(|finding| !policy.silenced.contains(&finding.code));
     verdicts
 }

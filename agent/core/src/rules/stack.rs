@@ -8,7 +8,7 @@ use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject, Thing};
 use crate::kernel::{DropForm, PacketDrop};
 use crate::ladder::{Hop, Segment};
-use crate::model::{Host, IfIndex, VanishedRoute};
+use crate::model::{Encapsulation, Host, IfIndex, VanishedRoute};
 use crate::time::SECOND;
 
 /// Drops in the last seconds that are no accident.
@@ -132,6 +132,27 @@ fn modules(context: &Context<'_>, host: &Host, drops: &[PacketDrop], verdicts: &
     });
 }
 
+/// Adds to lost IPIP where the machine's provider is known to let none pass:
+/// Hetzner's firewall knows TCP, UDP, ICMP, ESP and GRE alone (docs.hetzner.com,
+/// cloud/firewalls), Azure's fabric drops it (docs.tigera.io, public cloud).
+pub(super) fn testify(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let machine = context.now.machine.seen();
+    let Some(vendor) = machine.and_then(|machine| machine.vendor.as_deref()) else { return };
+    if !["Hetzner", "Microsoft Azure"].iter().any(|name| vendor.starts_with(name)) {
+        return;
+    }
+    let encapsulation = Encapsulation::Ipip;
+    for finding in &mut verdicts.findings {
+        let is_ipip = matches!(
+            finding.subject,
+            Subject::Pair { encapsulation: Some(Encapsulation::Ipip), .. }
+        );
+        if finding.code == Code::EncapsulationLost && is_ipip {
+            finding.evidence.push(Evidence::Platform { vendor: vendor.to_owned(), encapsulation });
+        }
+    }
+}
+
 /// Routes of peers that live, and that went together.
 fn vanished(context: &Context<'_>, verdicts: &mut Verdicts) {
     if context.now.routes.seen().is_none() {
@@ -175,5 +196,48 @@ fn vanished(context: &Context<'_>, verdicts: &mut Verdicts) {
             }],
             confidence: Confidence::Certain,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::delta::Delta;
+    use crate::fact::Fact;
+    use crate::model::{Machine, PeerId};
+    use crate::snapshot::Snapshot;
+    use crate::time::Mono;
+
+    fn evidence_of(vendor: &str, encapsulation: Encapsulation) -> Vec<String> {
+        let machine = Machine { vendor: Some(vendor.to_owned()), ..Machine::default() };
+        let now = Snapshot {
+            machine: Fact::Seen { value: Arc::new(machine), at: Mono(0) },
+            ..Snapshot::default()
+        };
+        let context = Context { delta: Delta { before: None, now: &now }, now: &now };
+        let mut verdicts = Verdicts::default();
+        verdicts.add(Finding {
+            code: Code::EncapsulationLost,
+            subject: Subject::Pair {
+                peer: PeerId([10, 0, 0, 2].into()),
+                encapsulation: Some(encapsulation),
+            },
+            direction: None,
+            hop: None,
+            evidence: Vec::new(),
+            confidence: Confidence::High,
+        });
+        testify(&context, &mut verdicts);
+        verdicts.findings[0].evidence.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_cloud_that_lets_no_ipip_pass_is_named() {
+        let said = evidence_of("Hetzner", Encapsulation::Ipip);
+        assert!(said[0].contains("Hetzner") && said[0].contains("use VXLAN"), "{said:?}");
+        assert!(evidence_of("Hetzner", Encapsulation::Vxlan(8472)).is_empty());
+        assert!(evidence_of("Dell Inc.", Encapsulation::Ipip).is_empty());
     }
 }
