@@ -288,7 +288,7 @@ fn tunnels_to(
             Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
                 let Some(overlay) = advertised.or(listed_overlay) else { continue };
-                if advert.is_some_and(|advert| !is_the_likest(own, advert, evidence.tunnels)) {
+                if advert.is_some_and(|advert| belongs_to_another(advert, own, evidence.tunnels)) {
                     continue;
                 }
                 if is_routed_plainly(peer, overlay, own, evidence) {
@@ -304,8 +304,24 @@ fn tunnels_to(
             }
         }
     }
+    // A device that is gone is missed only where no other leads there: it may
+    // have been removed with the CNI plugin that it was of.
+    let is_there =
+        |tunnel: &PeerTunnel| evidence.tunnels.iter().any(|own| own.index == tunnel.index);
+    if tunnels.iter().any(is_there) {
+        tunnels.retain(is_there);
+    }
     tunnels.sort_by_key(|tunnel| tunnel.index);
     tunnels
+}
+
+/// Whether a peer's tunnel is the very counterpart of another own one: a device
+/// that nothing leads through has none then, such as one that a former CNI
+/// plugin left behind on this node alone.
+fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -> bool {
+    let fits =
+        |tunnel: &Tunnel| tunnel.encapsulation == advert.encapsulation && tunnel.vni == advert.vni;
+    !fits(own) && tunnels.iter().any(|other| other.index != own.index && other.up && fits(other))
 }
 
 /// Whether the overlay address is reached through the peer itself without a
@@ -314,18 +330,6 @@ fn is_routed_plainly(peer: PeerId, overlay: IpAddr, own: &Tunnel, evidence: &Evi
     evidence.routes.lookup(table::MAIN, overlay).is_some_and(|route| {
         route.next_hop.device != Some(own.index) && route.next_hop.gateway == Some(peer.0)
     })
-}
-
-/// Whether no other tunnel of this node is more like the peer's: one that another
-/// network plugin left behind is nobody's counterpart.
-fn is_the_likest(own: &Tunnel, advert: &TunnelAdvert, tunnels: &[Tunnel]) -> bool {
-    let likeness = |tunnel: &Tunnel| {
-        let same_port = tunnel.encapsulation == advert.encapsulation;
-        let same_vni = tunnel.vni == advert.vni;
-        (same_port && same_vni, same_port || same_vni)
-    };
-    let others = tunnels.iter().filter(|tunnel| tunnel.up && !tunnel.collect_metadata);
-    others.map(likeness).max().is_none_or(|best| likeness(own) >= best)
 }
 
 /// The peer's tunnel that an own one ought to talk to: of the same kind, and

@@ -175,7 +175,8 @@ impl Fault {
                 for expected in self.expected {
                     if matches!(expected.subject, Subject::Peer(_)) {
                         if !said.iter().any(|known| known.is_of_pair_of(expected)) {
-                            said.push(Expected { code: None, ..*expected });
+                            // What it tells is of the cause.
+                            said.push(Expected { code: None, tells: &[], ..*expected });
                         }
                     } else {
                         said.push(*expected);

@@ -93,6 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-address-missing",
         about: "one node's tunnel device lost its address",
+        incident: Some(2),
         inject: |cluster| {
             let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
             // Without any address the device would lose its routes as well.

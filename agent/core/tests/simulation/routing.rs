@@ -1,6 +1,8 @@
 //! Verdicts on policy routing: the kernel's own answers, routes that went, and
 //! what the stack does to packets. Each with a near miss.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use crate::world::{Packet, Way, World, links, pod_route, underlay};
 use overlaywatch_core::assembly::{Change, Update};
 use overlaywatch_core::catalog::Code;
