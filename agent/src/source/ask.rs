@@ -123,6 +123,15 @@ fn encode(question: Question<'_>) -> Vec<u8> {
     bytes
 }
 
+/// Appends an attribute (`struct nlattr`, padded to four bytes) to a body.
+pub(super) fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    body.extend(length.to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use netlink_sys::protocols::NETLINK_ROUTE;
@@ -210,5 +219,15 @@ mod tests {
         let link = message(libc::RTM_NEWLINK, NLM_F_DUMP_INTR, 0);
         assert_eq!(digest(&[link, done]).unwrap(), (true, true, 1));
         assert_eq!(digest(&[message(NLMSG_DONE, NLM_F_DUMP_INTR, 0)]).unwrap(), (true, true, 0));
+    }
+
+    #[test]
+    fn attributes_are_padded() {
+        let mut body = Vec::new();
+        attribute(&mut body, 2, b"set\0\0");
+        attribute(&mut body, 3, &[]);
+        let expected = [9_u16, 2].map(u16::to_ne_bytes).concat();
+        assert_eq!(body[..4], expected);
+        assert_eq!(body.len(), 12 + 4);
     }
 }
