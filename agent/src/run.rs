@@ -194,6 +194,7 @@ fn only_at_start(running: &Config, new: &Config) -> Vec<&'static str> {
         ("probe.port", running.probe_port != new.probe_port),
         ("sources", running.disabled != new.disabled),
         ("ebpf", (&running.pin, running.attach) != (&new.pin, new.attach)),
+        ("host", running.host_root != new.host_root),
         ("log", running.log != new.log),
         ("http", running.http != new.http),
     ]

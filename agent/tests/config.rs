@@ -83,6 +83,8 @@ fn every_key_is_taken() {
         [sources]
         procfs = false
         probe = false
+        [host]
+        root = "/host"
         [log]
         level = "debug"
         format = "json"
@@ -95,6 +97,7 @@ fn every_key_is_taken() {
     assert_eq!(config.listen, "[::1]:1".parse().unwrap());
     assert_eq!((config.probe_port, config.probes_per_second), (7, 8));
     assert_eq!(config.disabled, [SourceId::Procfs, SourceId::Probe].into());
+    assert_eq!(config.host_root.to_str(), Some("/host"));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Debug, LogFormat::Json));
     assert_eq!(config.http.max_connections, 3);
     assert_eq!(config.http.read_timeout, Duration::from_secs(4));

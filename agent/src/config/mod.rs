@@ -64,6 +64,9 @@ pub struct Config {
     pub pin: PathBuf,
     /// How the programs are attached.
     pub attach: Attach,
+    /// Where the host's files are: another folder than `/` where the agent runs
+    /// in a container.
+    pub host_root: PathBuf,
     /// Only what is counted is said ([`Policy::counted_only`]).
     pub counted_only: bool,
     /// Limits of the HTTP server.
@@ -198,6 +201,7 @@ impl Config {
             disabled: disabled.into_iter().filter(|(_, on)| !on).map(|(id, _)| id).collect(),
             pin: raw.ebpf.pin.unwrap_or_else(|| PathBuf::from(DEFAULT_PIN)),
             attach: raw.ebpf.attach,
+            host_root: raw.host.root,
             counted_only: false,
             log: LogConfig { level: raw.log.level, format: raw.log.format },
             http: HttpConfig {

@@ -24,6 +24,7 @@ pub(super) struct Raw {
     pub(super) probe: RawProbe,
     pub(super) sources: RawSources,
     pub(super) ebpf: RawEbpf,
+    pub(super) host: RawHost,
     pub(super) log: RawLog,
     pub(super) http: RawHttp,
 }
@@ -64,6 +65,13 @@ pub(super) struct RawSources {
 pub(super) struct RawEbpf {
     pub(super) pin: Option<PathBuf>,
     pub(super) attach: Attach,
+}
+
+/// Where the host's files are.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawHost {
+    pub(super) root: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -108,6 +116,7 @@ impl Default for Raw {
             probe: RawProbe::default(),
             sources: RawSources::default(),
             ebpf: RawEbpf::default(),
+            host: RawHost::default(),
             log: RawLog::default(),
             http: RawHttp::default(),
         }
@@ -137,6 +146,12 @@ impl Default for RawSources {
             probe: true,
             kernel: true,
         }
+    }
+}
+
+impl Default for RawHost {
+    fn default() -> Self {
+        Self { root: "/".into() }
     }
 }
 
