@@ -110,7 +110,11 @@ impl Parts {
         let enabled: BTreeSet<SourceId> =
             source::Options::ALL.into_iter().filter(|&id| config.is_enabled(id)).collect();
         source::spawn(
-            &source::Options { enabled: enabled.clone(), ..source::Options::default() },
+            &source::Options {
+                enabled: enabled.clone(),
+                host_root: config.host_root.clone(),
+                ..source::Options::default()
+            },
             updates.clone(),
         )?;
         let (plan, plan_inbox) = watch::channel(Arc::default());

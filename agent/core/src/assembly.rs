@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
     PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
@@ -45,11 +45,13 @@ pub enum SourceId {
     Configuration,
     /// The eBPF programs.
     Kernel,
+    /// CNI files and agents.
+    Cni,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -61,6 +63,7 @@ impl SourceId {
         Self::Peers,
         Self::Configuration,
         Self::Kernel,
+        Self::Cni,
     ];
 
     /// The name used in labels and JSON.
@@ -78,6 +81,7 @@ impl SourceId {
             Self::Peers => "peers",
             Self::Configuration => "configuration",
             Self::Kernel => "kernel",
+            Self::Cni => "cni",
         }
     }
 }
@@ -120,6 +124,8 @@ pub enum Update {
     ProberCounters(Box<ProberCounters>),
     /// What the kernel counted at this node's hops.
     Kernel(Box<KernelCounts>),
+    /// What files and processes say of CNI plugins.
+    Cni(Box<Cni>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -154,6 +160,7 @@ pub struct Assembly {
     fdb: Fact<Arc<BTreeMap<FdbKey, FdbEntry>>>,
     host: Fact<Arc<Host>>,
     kernel: Fact<Arc<KernelCounts>>,
+    cni: Fact<Arc<Cni>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -216,6 +223,7 @@ impl Assembly {
             fdb: Fact::default(),
             host: Fact::default(),
             kernel: Fact::default(),
+            cni: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -254,6 +262,7 @@ impl Assembly {
                 self.kernel = Fact::Seen { value: Arc::new(*counts), at };
             }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
+            Update::Cni(cni) => replace(&mut self.cni, *cni, at),
             Update::PeersFile(list) => {
                 self.file = list;
                 self.lists += 1;
@@ -288,6 +297,7 @@ impl Assembly {
             SourceId::Fdb => self.fdb = Fact::Missing(gap),
             SourceId::Procfs => self.host = Fact::Missing(gap),
             SourceId::Kernel => self.kernel = Fact::Missing(gap),
+            SourceId::Cni => self.cni = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -323,6 +333,7 @@ impl Assembly {
             fdb: self.fdb.clone(),
             host: self.host.clone(),
             kernel: self.kernel.clone(),
+            cni: self.cni.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -1,6 +1,8 @@
 //! A finding: one verdict on one subject, as enums and numbers. Text is made
 //! at the edge, through the `Display` of its parts.
 
+mod cni;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -8,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Code;
+pub use self::cni::CniEvidence;
 use crate::kernel::{DropSite, LATELY_SECONDS};
 pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
@@ -311,6 +314,8 @@ pub enum Evidence {
         /// Its value.
         value: String,
     },
+    /// Of CNI plugins.
+    Cni(CniEvidence),
 }
 
 impl Evidence {
@@ -320,6 +325,7 @@ impl Evidence {
     pub fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
+            Self::Cni(told) => told.placeholders(),
             _ => Vec::new(),
         }
     }
@@ -418,6 +424,7 @@ impl fmt::Display for Evidence {
                  it in {LATELY_SECONDS} s"
             ),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
+            Self::Cni(told) => fmt::Display::fmt(told, f),
         }
     }
 }

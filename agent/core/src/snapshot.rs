@@ -10,7 +10,7 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
     RouteTable, Tunnel,
 };
 use crate::pairs::PairView;
@@ -43,6 +43,9 @@ pub struct Snapshot {
     /// What the eBPF programs counted.
     #[serde(default)]
     pub kernel: Fact<Arc<KernelCounts>>,
+    /// CNI files and agents.
+    #[serde(default)]
+    pub cni: Fact<Arc<Cni>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

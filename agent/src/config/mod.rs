@@ -185,6 +185,7 @@ impl Config {
             (SourceId::Procfs, raw.sources.procfs),
             (SourceId::Probe, raw.sources.probe),
             (SourceId::Kernel, raw.sources.kernel),
+            (SourceId::Cni, raw.sources.cni),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

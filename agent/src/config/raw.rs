@@ -57,6 +57,7 @@ pub(super) struct RawSources {
     pub(super) procfs: bool,
     pub(super) probe: bool,
     pub(super) kernel: bool,
+    pub(super) cni: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -145,6 +146,7 @@ impl Default for RawSources {
             procfs: true,
             probe: true,
             kernel: true,
+            cni: true,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! a source that fails shows as a gap of its own and takes no other along.
 
 mod ask;
+pub mod cni;
 mod error;
 pub mod kernel;
 mod meter;
@@ -19,6 +20,7 @@ mod wire;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,11 +47,13 @@ pub struct Options {
     /// Receive buffer of each event socket, bytes. The kernel's default holds
     /// a few hundred route events.
     pub event_buffer_bytes: usize,
+    /// Where the host's files are.
+    pub host_root: PathBuf,
 }
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 7] = [
+    pub const ALL: [SourceId; 8] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -57,6 +61,7 @@ impl Options {
         SourceId::Neighbours,
         SourceId::Fdb,
         SourceId::Procfs,
+        SourceId::Cni,
     ];
 }
 
@@ -67,6 +72,7 @@ impl Default for Options {
             poll: Duration::from_millis(500),
             refresh: Duration::from_secs(30),
             event_buffer_bytes: 16 << 20,
+            host_root: "/".into(),
         }
     }
 }
@@ -94,14 +100,18 @@ impl Handle {
 /// # Errors
 /// When the system refuses a thread.
 pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
-    let (here, there) = (options.clone(), options.clone());
-    let sender = updates.clone();
+    let (here, there, host) = (options.clone(), options.clone(), options.clone());
+    let (sender, of_host) = (updates.clone(), updates.clone());
     let follow = move || ended(rtnetlink::run(&here, &sender));
     let poll = move || ended(procfs::run(&there, &procfs::Roots::default(), &updates));
+    let files = move || {
+        ended(cni::run(&host, &cni::Roots::at(&host.host_root), &of_host));
+    };
     Ok(Handle {
         threads: vec![
             thread::Builder::new().name("rtnetlink".to_owned()).spawn(follow)?,
             thread::Builder::new().name("procfs".to_owned()).spawn(poll)?,
+            thread::Builder::new().name("cni".to_owned()).spawn(files)?,
         ],
     })
 }

@@ -3,6 +3,7 @@
 //! The same table feeds metric labels, `/health`, `overlaywatch explain`, the
 //! docs page and the alerts, so that they cannot disagree.
 
+mod cni;
 mod device;
 mod ends;
 mod groups;
@@ -97,6 +98,20 @@ pub enum Code {
     EncapsulationRefused,
     /// Packets vanish between two hops, and no rule knows why.
     UnexplainedLoss,
+    /// Devices and routes of a CNI plugin that runs no more, beside another's.
+    CniLeftover,
+    /// The file that comes first is of a CNI plugin that does not run.
+    CniConfigPrecedence,
+    /// The file that comes first cannot be read as a network configuration.
+    CniConfigMalformed,
+    /// Calico gives out addresses that are not in the cluster's pod network.
+    PoolOutsidePodNetwork,
+    /// The pod network and the nodes' own network have addresses in common.
+    PodNetworkOverlap,
+    /// A tunnel sends from the address of a bridge for containers.
+    VtepAddressOfBridge,
+    /// Two tunnel devices want the same UDP port.
+    VxlanPortClaimedTwice,
 }
 
 /// The one description of a code.
@@ -153,7 +168,7 @@ impl Entry {
 
 /// The entries, family by family.
 const FAMILIES: &[&[Entry]] =
-    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES];
+    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES, cni::ENTRIES];
 
 /// How many codes there are.
 const COUNT: usize = {

@@ -93,7 +93,8 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Probe
         | SourceId::Peers
         | SourceId::Configuration
-        | SourceId::Kernel => return None,
+        | SourceId::Kernel
+        | SourceId::Cni => return None,
     })
 }
 
