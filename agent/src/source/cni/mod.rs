@@ -97,3 +97,6 @@ impl Reader {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

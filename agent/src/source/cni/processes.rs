@@ -14,16 +14,16 @@ use crate::source::SourceError;
 const NAME_BYTES: u64 = 64;
 
 /// Agents that run in the calling thread's network namespace; none where
-/// processes of others are hidden (`hidepid`, proc(5)) or their namespaces may
-/// not be seen (PTRACE_MODE_READ, ptrace(2)).
+/// processes of others are hidden (`hidepid`, proc(5)), or where an agent's
+/// namespace may not be seen (PTRACE_MODE_READ, ptrace(2)).
 ///
 /// # Errors
 /// When there is no /proc.
 pub(super) fn running(proc: &Path) -> Result<Option<Vec<CniAgent>>, SourceError> {
     let failed = |error| SourceError::io(format!("reading {}", proc.display()), error);
     let own = fs::metadata(proc.join("thread-self/ns/net")).map_err(failed)?;
-    // What of the first process cannot be seen cannot be seen of others either.
-    if fs::metadata(proc.join("1/ns/net")).is_err() {
+    // Where the first process is hidden, others are.
+    if fs::metadata(proc.join("1/comm")).is_err() {
         return Ok(None);
     }
     let mut found = BTreeMap::new();
@@ -32,9 +32,13 @@ pub(super) fn running(proc: &Path) -> Result<Option<Vec<CniAgent>>, SourceError>
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let folder = proc.join(&name);
         let Some((kind, comm)) = agent(&folder) else { continue };
-        let is_here = fs::metadata(folder.join("ns/net"))
-            .is_ok_and(|net| (net.dev(), net.ino()) == (own.dev(), own.ino()));
-        if is_here {
+        let net = match fs::metadata(folder.join("ns/net")) {
+            Ok(net) => net,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            // It ended meanwhile.
+            Err(_) => continue,
+        };
+        if (net.dev(), net.ino()) == (own.dev(), own.ino()) {
             let lowest = found.entry((kind, comm)).or_insert(pid);
             *lowest = pid.min(*lowest);
         }

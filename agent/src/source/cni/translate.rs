@@ -109,3 +109,78 @@ pub fn k3s_network(text: &str) -> K3sNetwork {
         _ => K3sNetwork::Others,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use overlaywatch_core::model::Plugin;
+
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_what_a_runtime_reads_is_a_configuration() {
+        assert!(["10-a.conf", "10-a.conflist", "x.json"].into_iter().all(is_configuration));
+        let others = ["10-a.conflist.bak", "README", "a.conflist~", ".conf.swp", "conf", "calico-kubeconfig"];
+        assert!(!others.into_iter().any(is_configuration));
+    }
+
+    #[test]
+    fn a_list_tells_plugins_addresses_and_mtu() {
+        let text = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [
+            {"type": "calico", "mtu": 1440,
+             "ipam": {"type": "calico-ipam", "ipv4_pools": ["192.168.0.0/16", "10.42.7.9/24"]}},
+            {"type": "portmap"}]}"#;
+        let told = configuration("/etc/cni/net.d/10-calico.conflist", text).unwrap();
+        assert_eq!(told.types, ["calico", "portmap"]);
+        assert_eq!((told.plugin(), told.mtu), (Some(Plugin::Calico), Some(1440)));
+        assert_eq!(told.networks, [net("10.42.7.0/24"), net("192.168.0.0/16")]);
+    }
+
+    #[test]
+    fn ranges_of_host_local_are_networks() {
+        let text = r#"{"name": "cbr0", "type": "bridge", "bridge": "kube-bridge",
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.42.1.0/24"}]]}}"#;
+        let told = configuration("/etc/cni/net.d/10-kuberouter.conf", text).unwrap();
+        assert_eq!(told.networks, [net("10.42.1.0/24")]);
+        assert_eq!(told.plugin(), Some(Plugin::KubeRouter));
+    }
+
+    #[test]
+    fn policies_on_anothers_network_are_no_network() {
+        let text = r#"{"name": "n", "plugins": [
+            {"type": "calico", "ipam": {"type": "host-local", "subnet": "usePodCidr"}}]}"#;
+        let told = configuration("10-canal.conflist", text).unwrap();
+        assert!(told.names(Plugin::Calico) && told.plugin().is_none());
+    }
+
+    #[test]
+    fn what_a_runtime_refuses_is_refused_with_its_reason() {
+        let refused = |path: &str, text: &str| configuration(path, text).unwrap_err();
+        assert!(refused("a.conflist", "{\"plugins\": [").contains("EOF"));
+        assert!(refused("a.conflist", "{\"type\": \"bridge\"}").contains("plugins"));
+        // A list in a file for a single plugin.
+        assert!(refused("a.conf", "{\"plugins\": [{\"type\": \"bridge\"}]}").contains("type"));
+        assert!(refused("a.conflist", "{\"plugins\": []}").contains("names no plugin"));
+    }
+
+    #[test]
+    fn flannels_note_is_read_and_a_foreign_one_is_empty() {
+        let text = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\n\
+                    FLANNEL_IPMASQ=true\n";
+        let note = flannel_note(text);
+        assert_eq!(note.network, Some(net("10.42.0.0/16")));
+        assert_eq!((note.subnet, note.mtu), (Some(net("10.42.1.1/24")), Some(1450)));
+        assert_eq!(flannel_note("FLANNEL_NETWORKS=1\n"), FlannelNote::default());
+    }
+
+    #[test]
+    fn k3s_names_a_folder_only_when_it_wires_pods_itself() {
+        let own = "[plugins.cri.cni]\n  bin_dir = \"/bin\"\n  conf_dir = \"/var/lib/x/net.d\"\n";
+        assert_eq!(k3s_network(own), K3sNetwork::Own("/var/lib/x/net.d".to_owned()));
+        assert_eq!(k3s_network("[plugins.cri.containerd]\n"), K3sNetwork::Others);
+        assert_eq!(k3s_network("conf_dir = \"/etc/cni/net.d\"\n"), K3sNetwork::Others);
+    }
+}
