@@ -8,7 +8,7 @@ use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
     Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
-    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, Tunnel, table, tunnels,
+    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, TrafficControl, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -47,11 +47,13 @@ pub enum SourceId {
     Kernel,
     /// CNI files and agents.
     Cni,
+    /// Traffic control.
+    Traffic,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -64,6 +66,7 @@ impl SourceId {
         Self::Configuration,
         Self::Kernel,
         Self::Cni,
+        Self::Traffic,
     ];
 
     /// The name used in labels and JSON.
@@ -82,6 +85,7 @@ impl SourceId {
             Self::Configuration => "configuration",
             Self::Kernel => "kernel",
             Self::Cni => "cni",
+            Self::Traffic => "traffic",
         }
     }
 }
@@ -126,6 +130,8 @@ pub enum Update {
     Kernel(Box<KernelCounts>),
     /// What files and processes say of CNI plugins.
     Cni(Box<Cni>),
+    /// Queues of devices.
+    Traffic(Box<TrafficControl>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -161,6 +167,7 @@ pub struct Assembly {
     host: Fact<Arc<Host>>,
     kernel: Fact<Arc<KernelCounts>>,
     cni: Fact<Arc<Cni>>,
+    traffic: Fact<Arc<TrafficControl>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -224,6 +231,7 @@ impl Assembly {
             host: Fact::default(),
             kernel: Fact::default(),
             cni: Fact::default(),
+            traffic: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -263,6 +271,7 @@ impl Assembly {
             }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::Cni(cni) => replace(&mut self.cni, *cni, at),
+            Update::Traffic(traffic) => replace(&mut self.traffic, *traffic, at),
             Update::PeersFile(list) => {
                 self.file = list;
                 self.lists += 1;
@@ -298,6 +307,7 @@ impl Assembly {
             SourceId::Procfs => self.host = Fact::Missing(gap),
             SourceId::Kernel => self.kernel = Fact::Missing(gap),
             SourceId::Cni => self.cni = Fact::Missing(gap),
+            SourceId::Traffic => self.traffic = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -334,6 +344,7 @@ impl Assembly {
             host: self.host.clone(),
             kernel: self.kernel.clone(),
             cni: self.cni.clone(),
+            traffic: self.traffic.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Code;
 pub use self::cni::CniEvidence;
-use crate::kernel::{DropSite, LATELY_SECONDS};
+use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
 use crate::model::{Encapsulation, Mac, NeighbourState, PeerId, RouteKind};
@@ -316,6 +316,24 @@ pub enum Evidence {
     },
     /// Of CNI plugins.
     Cni(CniEvidence),
+    /// Somebody else's program drops packets.
+    ProgramDropped {
+        /// The program.
+        program: ForeignProgram,
+        /// How many, lately.
+        packets: u64,
+    },
+    /// A device's queue drops packets.
+    QdiscDropped {
+        /// The device.
+        device: String,
+        /// Its queueing discipline; none where it is not known.
+        qdisc: Option<String>,
+        /// How many of those that are counted, lately.
+        packets: u64,
+        /// How many of all since it was made.
+        total: u32,
+    },
 }
 
 impl Evidence {
@@ -326,6 +344,7 @@ impl Evidence {
         match self {
             Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
             Self::Cni(told) => told.placeholders(),
+            Self::ProgramDropped { program, .. } => detaching(program),
             _ => Vec::new(),
         }
     }
@@ -425,8 +444,38 @@ impl fmt::Display for Evidence {
             ),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
             Self::Cni(told) => fmt::Display::fmt(told, f),
+            Self::ProgramDropped { program, packets } => {
+                write!(f, "{program} dropped {packets} packets in {LATELY_SECONDS} s")
+            }
+            Self::QdiscDropped { device, qdisc, packets, total } => {
+                let qdisc = qdisc.as_deref().unwrap_or("the queue");
+                write!(
+                    f,
+                    "{qdisc} of {device} dropped {packets} packets to other nodes in \
+                     {LATELY_SECONDS} s, {total} of all since it was made"
+                )
+            }
         }
     }
+}
+
+/// What the remedy against a program is told of it.
+fn detaching(program: &ForeignProgram) -> Vec<(&'static str, String)> {
+    let ForeignProgram { device, preference, .. } = program;
+    let command = match preference {
+        Some(preference) => {
+            format!("`tc filter del dev {device} {} pref {preference}`", program.side())
+        }
+        None => format!(
+            "`bpftool net detach tcx_{} dev {device}`, or where a link holds it `bpftool link`",
+            program.side()
+        ),
+    };
+    vec![
+        ("{tc-device}", device.clone()),
+        ("{tc-side}", program.side().to_owned()),
+        ("{detach}", command),
+    ]
 }
 
 /// One verdict on one subject.

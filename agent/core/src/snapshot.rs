@@ -11,7 +11,7 @@ use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
     Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
-    RouteTable, Tunnel,
+    RouteTable, TrafficControl, Tunnel,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -46,6 +46,9 @@ pub struct Snapshot {
     /// CNI files and agents.
     #[serde(default)]
     pub cni: Fact<Arc<Cni>>,
+    /// Queues of devices.
+    #[serde(default)]
+    pub traffic: Fact<Arc<TrafficControl>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

@@ -186,6 +186,7 @@ impl Config {
             (SourceId::Probe, raw.sources.probe),
             (SourceId::Kernel, raw.sources.kernel),
             (SourceId::Cni, raw.sources.cni),
+            (SourceId::Traffic, raw.sources.traffic),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

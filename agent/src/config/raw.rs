@@ -58,6 +58,7 @@ pub(super) struct RawSources {
     pub(super) probe: bool,
     pub(super) kernel: bool,
     pub(super) cni: bool,
+    pub(super) traffic: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -147,6 +148,7 @@ impl Default for RawSources {
             probe: true,
             kernel: true,
             cni: true,
+            traffic: true,
         }
     }
 }

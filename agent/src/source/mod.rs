@@ -16,6 +16,7 @@ pub mod kernel;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;
+pub mod traffic;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -53,7 +54,7 @@ pub struct Options {
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 8] = [
+    pub const ALL: [SourceId; 9] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -62,6 +63,7 @@ impl Options {
         SourceId::Fdb,
         SourceId::Procfs,
         SourceId::Cni,
+        SourceId::Traffic,
     ];
 }
 
@@ -100,8 +102,9 @@ impl Handle {
 /// # Errors
 /// When the system refuses a thread.
 pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
-    let (here, there, host) = (options.clone(), options.clone(), options.clone());
-    let (sender, of_host) = (updates.clone(), updates.clone());
+    let [here, there, host, queues] = std::array::from_fn(|_| options.clone());
+    let [sender, of_host, of_queues] = std::array::from_fn(|_| updates.clone());
+    let queue = move || ended(traffic::run(&queues, &of_queues));
     let follow = move || ended(rtnetlink::run(&here, &sender));
     let poll = move || ended(procfs::run(&there, &procfs::Roots::default(), &updates));
     let files = move || {
@@ -112,6 +115,7 @@ pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
             thread::Builder::new().name("rtnetlink".to_owned()).spawn(follow)?,
             thread::Builder::new().name("procfs".to_owned()).spawn(poll)?,
             thread::Builder::new().name("cni".to_owned()).spawn(files)?,
+            thread::Builder::new().name("traffic".to_owned()).spawn(queue)?,
         ],
     })
 }

@@ -202,7 +202,7 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "Cilium's device was made beside another plugin's and wants the same port",
         inject: |cluster| {
             let port = cluster.shape.port();
-            ip(cluster, A, &format!("link add cilium_vxlan type vxlan external dstport {port}"))
+            ip(cluster, A, &format!("link add cilium_vxlan mtu 1450 type vxlan external dstport {port}"))
         },
         heal: |cluster| ip(cluster, A, "link del cilium_vxlan"),
         spares: AMONG_ALL,
@@ -229,7 +229,7 @@ pub(super) const FAULTS: &[Fault] = &[
                 cluster,
                 A,
                 &format!(
-                    "{DOCKER_BRIDGE}\nlink add vxlan77 type vxlan id 77 dev eth0 dstport {port}\n\
+                    "{DOCKER_BRIDGE}\nlink add vxlan77 mtu 1450 type vxlan id 77 dev eth0 dstport {port}\n\
                      link set vxlan77 up"
                 ),
             )

@@ -11,6 +11,7 @@ mod host;
 mod loss;
 mod peer;
 mod tables;
+mod traffic;
 
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,10 @@ pub enum Code {
     VtepAddressOfBridge,
     /// Two tunnel devices want the same UDP port.
     VxlanPortClaimedTwice,
+    /// Somebody else's program on a device drops packets between nodes.
+    ForeignProgramDrops,
+    /// A device's queue drops packets between nodes.
+    QdiscDrops,
 }
 
 /// The one description of a code.
@@ -168,7 +173,7 @@ impl Entry {
 
 /// The entries, family by family.
 const FAMILIES: &[&[Entry]] =
-    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES, cni::ENTRIES];
+    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES, cni::ENTRIES, traffic::ENTRIES];
 
 /// How many codes there are.
 const COUNT: usize = {

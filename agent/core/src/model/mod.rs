@@ -7,6 +7,7 @@ mod link;
 mod neighbour;
 mod peer;
 mod route;
+mod traffic;
 mod tunnel;
 
 use std::fmt;
@@ -25,11 +26,14 @@ pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
     Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable, protocol, table,
 };
+pub use traffic::{Qdisc, TrafficControl};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 
 /// A network device's index (`ifindex`), unique within one network namespace
 /// and never reused while the device lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct IfIndex(pub u32);
 

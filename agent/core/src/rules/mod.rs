@@ -9,6 +9,7 @@ mod neighbour;
 mod pods;
 mod probe;
 mod route;
+mod traffic;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -133,6 +134,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         cni::judge(&context, &mut verdicts);
         pods::judge(&context, &mut verdicts);
         leftover::judge(&context, &mut verdicts);
+        traffic::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

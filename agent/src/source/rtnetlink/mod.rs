@@ -94,7 +94,8 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Peers
         | SourceId::Configuration
         | SourceId::Kernel
-        | SourceId::Cni => return None,
+        | SourceId::Cni
+        | SourceId::Traffic => return None,
     })
 }
 
