@@ -288,6 +288,9 @@ fn tunnels_to(
             Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
                 let Some(overlay) = advertised.or(listed_overlay) else { continue };
+                if advert.is_some_and(|advert| belongs_to_another(advert, own, evidence.tunnels)) {
+                    continue;
+                }
                 if is_routed_plainly(peer, overlay, own, evidence) {
                     continue;
                 }
@@ -301,8 +304,24 @@ fn tunnels_to(
             }
         }
     }
+    // A device that is gone is missed only where no other leads there: it may
+    // have been removed with the CNI plugin that it was of.
+    let is_there = |tunnel: &PeerTunnel| evidence.tunnels.iter().any(|own| own.index == tunnel.index);
+    if tunnels.iter().any(is_there) {
+        tunnels.retain(is_there);
+    }
     tunnels.sort_by_key(|tunnel| tunnel.index);
     tunnels
+}
+
+/// Whether a peer's tunnel is the very counterpart of another own one: a device
+/// that nothing leads through has none then, such as one that a former CNI
+/// plugin left behind on this node alone.
+fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -> bool {
+    let fits = |tunnel: &Tunnel| {
+        tunnel.encapsulation == advert.encapsulation && tunnel.vni == advert.vni
+    };
+    !fits(own) && tunnels.iter().any(|other| other.index != own.index && other.up && fits(other))
 }
 
 /// Whether the overlay address is reached through the peer itself without a

@@ -19,6 +19,7 @@ const AMONG_ALL: &[crate::traffic::Path] = &[pods(A, B), pods(B, C), pods(C, A)]
 
 const FLANNEL_FILE: &str = "etc/cni/net.d/10-flannel.conflist";
 const CALICO_FILE: &str = "etc/cni/net.d/10-calico.conflist";
+const LATER_FILE: &str = "etc/cni/net.d/20-calico.conflist";
 const K3S_FILE: &str = "var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist";
 
 /// As K3s writes it (pkg/agent/flannel).
@@ -130,10 +131,14 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "a file of a CNI plugin that no longer runs comes before the running one's",
         inject: |cluster| {
             cluster.write(A, FLANNEL_FILE, FLANNEL)?;
-            cluster.write(A, "etc/cni/net.d/20-calico.conflist", CALICO)?;
+            cluster.write(A, LATER_FILE, CALICO)?;
             cluster.run_as(A, "calico-node")
         },
-        heal: |cluster| cluster.remove(A, FLANNEL_FILE),
+        // The other one first: with it in force flannel would be a leftover.
+        heal: |cluster| {
+            cluster.remove(A, LATER_FILE)?;
+            cluster.remove(A, FLANNEL_FILE)
+        },
         spares: AMONG_ALL,
         expected: &[says_itself(
             A,
