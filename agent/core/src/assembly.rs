@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer, PeerId,
-    PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, TrafficControl, Tunnel, table, tunnels,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Neighbour, NodeName, Peer,
+    PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable, TrafficControl, Tunnel, table,
+    tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};

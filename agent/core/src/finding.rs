@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::Code;
 pub use self::cni::CniEvidence;
+use crate::catalog::Code;
 use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};

@@ -306,7 +306,8 @@ fn tunnels_to(
     }
     // A device that is gone is missed only where no other leads there: it may
     // have been removed with the CNI plugin that it was of.
-    let is_there = |tunnel: &PeerTunnel| evidence.tunnels.iter().any(|own| own.index == tunnel.index);
+    let is_there =
+        |tunnel: &PeerTunnel| evidence.tunnels.iter().any(|own| own.index == tunnel.index);
     if tunnels.iter().any(is_there) {
         tunnels.retain(is_there);
     }
@@ -318,9 +319,8 @@ fn tunnels_to(
 /// that nothing leads through has none then, such as one that a former CNI
 /// plugin left behind on this node alone.
 fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -> bool {
-    let fits = |tunnel: &Tunnel| {
-        tunnel.encapsulation == advert.encapsulation && tunnel.vni == advert.vni
-    };
+    let fits =
+        |tunnel: &Tunnel| tunnel.encapsulation == advert.encapsulation && tunnel.vni == advert.vni;
     !fits(own) && tunnels.iter().any(|other| other.index != own.index && other.up && fits(other))
 }
 

@@ -10,8 +10,8 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId, PolicyRule,
-    RouteTable, TrafficControl, Tunnel,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Neighbour, NodeName, Peer, PeerId,
+    PolicyRule, RouteTable, TrafficControl, Tunnel,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;

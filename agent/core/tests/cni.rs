@@ -147,9 +147,12 @@ fn vxlan(vni: u32, port: u16) -> Vxlan {
 
 /// Flannel's devices and routes.
 fn with_flannel(node: Node) -> Node {
-    node.vxlan(5, "flannel.1", vxlan(1, 8472))
-        .link(6, "cni0", LinkKind::Bridge)
-        .route("10.42.3.0/24", RouteKind::Unicast, protocol::BOOT, Some(5))
+    node.vxlan(5, "flannel.1", vxlan(1, 8472)).link(6, "cni0", LinkKind::Bridge).route(
+        "10.42.3.0/24",
+        RouteKind::Unicast,
+        protocol::BOOT,
+        Some(5),
+    )
 }
 
 #[test]
@@ -288,10 +291,11 @@ fn pods_and_nodes_have_no_address_in_common() {
 fn no_tunnel_sends_from_dockers_bridge() {
     let node = |bridge: &str| {
         let local = Some("172.17.0.1".parse().unwrap());
-        Node::new()
-            .link(7, bridge, LinkKind::Bridge)
-            .address(7, "172.17.0.1/16")
-            .vxlan(5, "flannel.1", Vxlan { local, ..vxlan(1, 8472) })
+        Node::new().link(7, bridge, LinkKind::Bridge).address(7, "172.17.0.1/16").vxlan(
+            5,
+            "flannel.1",
+            Vxlan { local, ..vxlan(1, 8472) },
+        )
     };
     for bridge in ["docker0", "br-0123456789ab", "virbr1"] {
         assert_eq!(node(bridge).says(), [Code::VtepAddressOfBridge], "{bridge}");
@@ -315,9 +319,8 @@ fn two_kinds_of_device_cannot_share_a_port() {
 
 #[test]
 fn without_its_facts_nothing_is_said() {
-    let node = with_flannel(Node::new())
-        .file("10-calico.conflist", calico())
-        .running(&["calico-node"]);
+    let node =
+        with_flannel(Node::new()).file("10-calico.conflist", calico()).running(&["calico-node"]);
     let blind = Snapshot { cni: Fact::Missing(Gap::Denied), ..node.snapshot() };
     assert!(replay(None, &blind, &Policy::default()).findings.is_empty());
 }

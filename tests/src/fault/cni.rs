@@ -43,6 +43,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "incident-leftovers",
         about: "a K3s cluster that went over to Calico still has flannel's devices, routes and files",
+        incident: Some(9),
         shape: Some(Shape::CalicoVxlan),
         inject: |cluster| {
             each(cluster, |cluster, node| {
@@ -90,12 +91,8 @@ pub(super) const FAULTS: &[Fault] = &[
             ip(cluster, A, "link del vxlan.calico\nroute del blackhole 10.244.1.0/26 proto 80")
         },
         spares: AMONG_ALL,
-        expected: &[says_itself(
-            A,
-            Code::CniLeftover,
-            Subject::Thing(Thing::Leftover, "calico"),
-        )
-        .telling(&["vxlan.calico", "1 routes", "flanneld"])],
+        expected: &[says_itself(A, Code::CniLeftover, Subject::Thing(Thing::Leftover, "calico"))
+            .telling(&["vxlan.calico", "1 routes", "flanneld"])],
         unlike: &[Code::CniConfigPrecedence],
         limits: SLOW,
         ..PLAIN
@@ -103,6 +100,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "incident-pool-outside",
         about: "Calico's pool is 192.168.0.0/16 while the cluster's pods are in 10.42.0.0/16",
+        incident: Some(4),
         inject: |cluster| {
             let pods = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.2.1/24\n";
             cluster.write(B, FLANNEL_NOTE, pods)?;
@@ -120,8 +118,11 @@ pub(super) const FAULTS: &[Fault] = &[
             ip(cluster, B, "link del cali0123456789a\nroute del blackhole 192.168.77.0/26 proto 80")
         },
         spares: AMONG_ALL,
-        expected: &[says_itself(B, Code::PoolOutsidePodNetwork, Subject::Node)
-            .telling(&["2 routes of calico", "192.168.77.0/26", "10.42.0.0/16"])],
+        expected: &[says_itself(B, Code::PoolOutsidePodNetwork, Subject::Node).telling(&[
+            "2 routes of calico",
+            "192.168.77.0/26",
+            "10.42.0.0/16",
+        ])],
         unlike: &[Code::CniLeftover, Code::PodNetworkOverlap, Code::RouteBlackhole],
         limits: SLOW,
         ..PLAIN
@@ -207,7 +208,11 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "Cilium's device was made beside another plugin's and wants the same port",
         inject: |cluster| {
             let port = cluster.shape.port();
-            ip(cluster, A, &format!("link add cilium_vxlan mtu 1450 type vxlan external dstport {port}"))
+            ip(
+                cluster,
+                A,
+                &format!("link add cilium_vxlan mtu 1450 type vxlan external dstport {port}"),
+            )
         },
         heal: |cluster| ip(cluster, A, "link del cilium_vxlan"),
         spares: AMONG_ALL,
@@ -283,10 +288,7 @@ const fn left_flannel(node: usize) -> Expected {
     ])
 }
 
-fn each(
-    cluster: &mut Cluster,
-    work: impl Fn(&mut Cluster, usize) -> Result<()>,
-) -> Result<()> {
+fn each(cluster: &mut Cluster, work: impl Fn(&mut Cluster, usize) -> Result<()>) -> Result<()> {
     (0..cluster.nodes.len()).try_for_each(|node| work(cluster, node))
 }
 

@@ -172,8 +172,16 @@ impl Entry {
 }
 
 /// The entries, family by family.
-const FAMILIES: &[&[Entry]] =
-    &[device::ENTRIES, ends::ENTRIES, tables::ENTRIES, loss::ENTRIES, peer::ENTRIES, host::ENTRIES, cni::ENTRIES, traffic::ENTRIES];
+const FAMILIES: &[&[Entry]] = &[
+    device::ENTRIES,
+    ends::ENTRIES,
+    tables::ENTRIES,
+    loss::ENTRIES,
+    peer::ENTRIES,
+    host::ENTRIES,
+    cni::ENTRIES,
+    traffic::ENTRIES,
+];
 
 /// How many codes there are.
 const COUNT: usize = {

@@ -16,15 +16,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use cni::{
-    AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote, K3sNetwork, Plugin,
-    USUAL_DIRECTORY, Untold,
+    AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote, K3sNetwork,
+    Plugin, USUAL_DIRECTORY, Untold,
 };
 pub use host::{DeviceSettings, Host, IpCounters};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
-    Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable, protocol, table,
+    Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable,
+    protocol, table,
 };
 pub use traffic::{Qdisc, TrafficControl};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};

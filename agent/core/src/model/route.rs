@@ -200,11 +200,8 @@ impl RouteDigest {
         let mut digest = Self::default();
         for route in routes.0.values().filter(|route| route.key.table == table::MAIN) {
             let net = route.key.destination;
-            let origin = (
-                route.next_hop.device,
-                route.protocol,
-                matches!(route.kind, RouteKind::Unicast),
-            );
+            let origin =
+                (route.next_hop.device, route.protocol, matches!(route.kind, RouteKind::Unicast));
             let note = |counts: &mut BTreeMap<_, RouteCount>| {
                 let known = counts.entry(origin).or_insert(RouteCount { count: 0, first: net });
                 known.count = known.count.saturating_add(1);

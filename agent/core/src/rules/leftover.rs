@@ -139,8 +139,7 @@ pub(super) fn excuse(context: &Context<'_>, verdicts: &mut Verdicts) {
     let is_left = |link: &Link| left.iter().any(|plugin| plugin.makes(link));
     let of_left = |encapsulation: Encapsulation| {
         let same = || tunnels.iter().filter(move |it| it.encapsulation == encapsulation);
-        same().next().is_some()
-            && same().all(|it| links.get(&it.index).is_some_and(is_left))
+        same().next().is_some() && same().all(|it| links.get(&it.index).is_some_and(is_left))
     };
     verdicts.findings.retain(|finding| match &finding.subject {
         Subject::Device { name } => !links.values().any(|link| link.name == *name && is_left(link)),
@@ -153,9 +152,9 @@ pub(super) fn excuse(context: &Context<'_>, verdicts: &mut Verdicts) {
 /// own and those of its networks (twelve hexadecimal digits), libvirt's, LXC's,
 /// LXD's, Podman's and nerdctl's. An underlay may well be a bridge, but not these.
 fn is_for_containers(name: &str) -> bool {
-    let docker = name.strip_prefix("br-").is_some_and(|rest| {
-        rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
+    let docker = name
+        .strip_prefix("br-")
+        .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let numbered = ["docker", "virbr", "lxcbr", "lxdbr", "podman", "cni-podman", "nerdctl"];
     docker
         || numbered.iter().any(|prefix| {

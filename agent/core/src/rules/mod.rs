@@ -24,8 +24,8 @@ use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::kernel::DropSite;
 use crate::ladder::{Hop, Segment};
 use crate::model::{
-    FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route,
-    RouteDigest, RouteTable, Tunnel, table,
+    FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route, RouteDigest,
+    RouteTable, Tunnel, table,
 };
 use crate::pairs::{PairView, StreamView};
 use crate::policy::Policy;

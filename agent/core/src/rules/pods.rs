@@ -78,7 +78,8 @@ fn overlap(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
         let own = addresses.iter().filter(|a| a.index == index && !a.is_link_local());
         let common = own.map(|address| address.net.trunc()).find_map(|net| {
             let meets = |(pods, _): &&(IpNet, &str)| {
-                net.prefix_len() < net.max_prefix_len() && (pods.contains(&net) || net.contains(pods))
+                net.prefix_len() < net.max_prefix_len()
+                    && (pods.contains(&net) || net.contains(pods))
             };
             pods.iter().find(meets).map(|(pods, path)| (net, *pods, *path))
         });

@@ -71,9 +71,9 @@ fn by_queue(context: &Context<'_>, device: &str, packets: u64, form: DropForm) -
     let links = context.now.links.seen();
     let index = links.and_then(|links| links.values().find(|link| link.name == device));
     let traffic = context.now.traffic.seen();
-    let qdisc = index.zip(traffic).and_then(|(link, traffic)| {
-        traffic.qdiscs.iter().find(|qdisc| qdisc.index == link.index)
-    });
+    let qdisc = index
+        .zip(traffic)
+        .and_then(|(link, traffic)| traffic.qdiscs.iter().find(|qdisc| qdisc.index == link.index));
     Finding {
         code: Code::QdiscDrops,
         subject: Subject::Device { name: device.to_owned() },

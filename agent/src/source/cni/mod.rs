@@ -97,6 +97,5 @@ impl Reader {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -42,7 +42,8 @@ fn files_are_in_order_and_each_fails_alone() {
     create_dir_all(root.path().join("etc/cni/net.d/15-folder.conf")).unwrap();
     let cni = files(root.path());
     let directory = cni.in_use().unwrap();
-    let names: Vec<_> = directory.files.iter().map(|f| (f.path.as_str(), f.content.is_ok())).collect();
+    let names: Vec<_> =
+        directory.files.iter().map(|f| (f.path.as_str(), f.content.is_ok())).collect();
     assert_eq!(
         names,
         [

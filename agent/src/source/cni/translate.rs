@@ -38,7 +38,8 @@ pub fn configuration(path: &str, text: &str) -> Result<CniConfiguration, String>
         return Err("it names no plugin: `type` is missing".to_owned());
     }
     // Flannel's plugin hands what it delegates to another plugin.
-    let parts = || plugins.iter().copied().chain(plugins.iter().filter_map(|it| it.get("delegate")));
+    let parts =
+        || plugins.iter().copied().chain(plugins.iter().filter_map(|it| it.get("delegate")));
     let ipam = parts().find_map(|it| it.get("ipam").filter(|ipam| ipam.is_object()));
     Ok(CniConfiguration {
         name: word(&whole, "name").unwrap_or_default(),
@@ -59,9 +60,9 @@ fn word(of: &Value, key: &str) -> Option<String> {
 /// `ipv4_pools` and `ipv6_pools` of Calico.
 fn networks(ipam: &Value) -> Vec<IpNet> {
     let list = |value: Option<&Value>| -> Vec<Value> {
-        value.and_then(Value::as_array).map_or_else(Vec::new, |all| {
-            all.iter().take(MOST).cloned().collect()
-        })
+        value
+            .and_then(Value::as_array)
+            .map_or_else(Vec::new, |all| all.iter().take(MOST).cloned().collect())
     };
     let mut texts = vec![ipam.get("subnet").cloned().unwrap_or_default()];
     for range in list(ipam.get("ranges")) {
@@ -103,7 +104,9 @@ pub fn k3s_network(text: &str) -> K3sNetwork {
     });
     match folder {
         // Others' configurations are where every runtime looks for them.
-        Some(folder) if folder.trim_end_matches('/') != overlaywatch_core::model::USUAL_DIRECTORY => {
+        Some(folder)
+            if folder.trim_end_matches('/') != overlaywatch_core::model::USUAL_DIRECTORY =>
+        {
             K3sNetwork::Own(folder)
         }
         _ => K3sNetwork::Others,
@@ -123,7 +126,14 @@ mod tests {
     #[test]
     fn only_what_a_runtime_reads_is_a_configuration() {
         assert!(["10-a.conf", "10-a.conflist", "x.json"].into_iter().all(is_configuration));
-        let others = ["10-a.conflist.bak", "README", "a.conflist~", ".conf.swp", "conf", "calico-kubeconfig"];
+        let others = [
+            "10-a.conflist.bak",
+            "README",
+            "a.conflist~",
+            ".conf.swp",
+            "conf",
+            "calico-kubeconfig",
+        ];
         assert!(!others.into_iter().any(is_configuration));
     }
 

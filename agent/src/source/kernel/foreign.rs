@@ -46,7 +46,8 @@ impl Foreign {
     }
 
     fn name(&mut self, found: &mut [ForeignProgram]) {
-        let ids: Vec<u32> = found.iter().filter(|it| it.name.is_none()).filter_map(|it| it.id).collect();
+        let ids: Vec<u32> =
+            found.iter().filter(|it| it.name.is_none()).filter_map(|it| it.id).collect();
         self.names.retain(|id, _| ids.contains(id));
         if ids.iter().any(|id| !self.names.contains_key(id)) {
             self.names = ids.iter().map(|&id| (id, None)).collect();

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn children_hooks_and_devices_without_a_queue_are_left_out() {
-        for other in [message(0x10001, "pfifo"), message(0xffff_fff1, "clsact"), message(ROOT, "noqueue")] {
+        for other in
+            [message(0x10001, "pfifo"), message(0xffff_fff1, "clsact"), message(ROOT, "noqueue")]
+        {
             assert_eq!(qdisc(&other).unwrap(), None);
         }
     }
