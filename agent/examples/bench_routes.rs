@@ -81,7 +81,7 @@ fn ours(routes: u32) -> Result<f64> {
     let options = Options { enabled: [SourceId::Routes].into(), ..Options::default() };
     let (sender, mut updates) = tokio::sync::mpsc::channel(16);
     let began = Instant::now();
-    let handle = source::spawn(&options, sender)?;
+    let handle = source::spawn(&options, &sender)?;
     let all = loop {
         match updates.blocking_recv() {
             Some(Update::Routes(Change::Replace(all))) => break all,

@@ -116,7 +116,7 @@ impl Parts {
                 host_root: config.host_root.clone(),
                 ..source::Options::default()
             },
-            updates.clone(),
+            &updates,
         )?;
         let (questions, questions_inbox) = watch::channel(Arc::default());
         let is_asked = config.is_enabled(SourceId::Lookups);

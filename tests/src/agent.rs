@@ -43,7 +43,7 @@ impl Agent {
     /// When the binary cannot be run, or the files cannot be written.
     pub fn start(node: &Node, directory: &Path, launch: &Launch) -> Result<Self> {
         let file = configuration_path(directory, node);
-        fs::write(&file, configuration(node))
+        fs::write(&file, configuration(node, directory))
             .with_context(|| format!("cannot write {}", file.display()))?;
         let log = File::options()
             .create(true)
@@ -120,8 +120,18 @@ impl Drop for Agent {
 
 /// What a node's agent is configured with beside the command line; nothing but
 /// what keeps the agents of one host apart.
-fn configuration(node: &Node) -> String {
-    format!("[ebpf]\npin = \"{}\"\n", node.pins.path().display())
+fn configuration(node: &Node, directory: &Path) -> String {
+    let root = host_root(directory, node);
+    format!(
+        "[ebpf]\npin = \"{}\"\n[host]\nroot = \"{}\"\n",
+        node.pins.path().display(),
+        root.display()
+    )
+}
+
+/// The root of a node's files, which its agent takes for the host's.
+pub(crate) fn host_root(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}.root", node.name))
 }
 
 /// Where a node's agent logs to.

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod fault;
 pub mod filter;
 pub mod health;
+mod host;
 pub mod http;
 pub mod identity;
 pub mod interrupt;

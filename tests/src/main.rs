@@ -207,7 +207,9 @@ fn run(args: &RunArgs) -> Result<bool> {
         .flat_map(|shape| {
             let settings =
                 Settings { binary: binary.clone(), shape, mode, keep: args.keep.clone() };
-            faults.iter().map(move |&fault| (fault, settings.clone()))
+            let fits = move |fault: &&Fault| fault.shape.is_none_or(|only| only == shape);
+            let fitting = faults.iter().copied().filter(fits);
+            fitting.map(move |fault| (fault, settings.clone())).collect::<Vec<_>>()
         })
         .collect();
     let jobs = args.jobs.map_or_else(run::default_jobs, Ok)?;
@@ -238,7 +240,7 @@ fn record_all(args: &RecordArgs) -> Result<()> {
     let (binary, shape) = (binary(&args.cluster.binary)?, args.cluster.shape);
     let faults = chosen(&args.pattern)?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
-        record::record(fault, shape, &binary, &args.into)
+        record::record(fault, fault.shape.unwrap_or(shape), &binary, &args.into)
     })?;
     let mut failed = 0;
     for (fault, cases) in faults.iter().zip(recorded) {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine, Neighbour,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine, Neighbour,
     NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable,
-    Tunnel, table, tunnels,
+    TrafficControl, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -51,11 +51,15 @@ pub enum SourceId {
     Lookups,
     /// The machine: its files and firmware.
     Machine,
+    /// CNI files and agents.
+    Cni,
+    /// Traffic control.
+    Traffic,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -69,6 +73,8 @@ impl SourceId {
         Self::Kernel,
         Self::Lookups,
         Self::Machine,
+        Self::Cni,
+        Self::Traffic,
     ];
 
     /// The name used in labels and JSON.
@@ -88,6 +94,8 @@ impl SourceId {
             Self::Kernel => "kernel",
             Self::Lookups => "lookups",
             Self::Machine => "machine",
+            Self::Cni => "cni",
+            Self::Traffic => "traffic",
         }
     }
 }
@@ -134,6 +142,10 @@ pub enum Update {
     Lookups(Vec<(PeerId, PeerAnswers)>),
     /// A whole reading of the machine.
     Machine(Box<Machine>),
+    /// What files and processes say of CNI plugins.
+    Cni(Box<Cni>),
+    /// Queues of devices.
+    Traffic(Box<TrafficControl>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -171,6 +183,8 @@ pub struct Assembly {
     lookups: Answers,
     machine: Fact<Arc<Machine>>,
     vanished: Vanished,
+    cni: Fact<Arc<Cni>>,
+    traffic: Fact<Arc<TrafficControl>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -236,6 +250,8 @@ impl Assembly {
             lookups: Answers::default(),
             machine: Fact::default(),
             vanished: Vanished::default(),
+            cni: Fact::default(),
+            traffic: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -278,6 +294,8 @@ impl Assembly {
                 self.machine = Fact::Seen { value: Arc::new(*machine), at };
             }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
+            Update::Cni(cni) => replace(&mut self.cni, *cni, at),
+            Update::Traffic(traffic) => replace(&mut self.traffic, *traffic, at),
             Update::PeersFile(list) => {
                 self.file = list;
                 self.lists += 1;
@@ -331,6 +349,8 @@ impl Assembly {
             SourceId::Kernel => self.kernel = Fact::Missing(gap),
             SourceId::Lookups => self.lookups.answers = Fact::Missing(gap),
             SourceId::Machine => self.machine = Fact::Missing(gap),
+            SourceId::Cni => self.cni = Fact::Missing(gap),
+            SourceId::Traffic => self.traffic = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -371,6 +391,8 @@ impl Assembly {
             lookups,
             vanished,
             machine: self.machine.clone(),
+            cni: self.cni.clone(),
+            traffic: self.traffic.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -1,14 +1,17 @@
 //! A finding: one verdict on one subject, as enums and numbers. Text is made
 //! at the edge, through the `Display` of its parts.
 
+mod cni;
+
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::cni::CniEvidence;
 use crate::catalog::Code;
-use crate::kernel::{DropSite, LATELY_SECONDS};
+use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
 use crate::model::{
@@ -361,6 +364,26 @@ pub enum Evidence {
         /// Its value.
         value: String,
     },
+    /// Of CNI plugins.
+    Cni(CniEvidence),
+    /// Somebody else's program drops packets.
+    ProgramDropped {
+        /// The program.
+        program: ForeignProgram,
+        /// How many, lately.
+        packets: u64,
+    },
+    /// A device's queue drops packets.
+    QdiscDropped {
+        /// The device.
+        device: String,
+        /// Its queueing discipline; none where it is not known.
+        qdisc: Option<String>,
+        /// How many of those that are counted, lately.
+        packets: u64,
+        /// How many of all since it was made.
+        total: u32,
+    },
 }
 
 impl Evidence {
@@ -378,6 +401,8 @@ impl Evidence {
                 let table = rule.table.map_or_else(|| "none".to_owned(), |t| t.to_string());
                 vec![("{priority}", rule.priority.to_string()), ("{table}", table)]
             }
+            Self::Cni(told) => told.placeholders(),
+            Self::ProgramDropped { program, .. } => detaching(program),
             _ => Vec::new(),
         }
     }
@@ -518,8 +543,39 @@ impl fmt::Display for Evidence {
                 write!(f, "the module {module} is not loaded{could}")
             }
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
+            Self::Cni(told) => fmt::Display::fmt(told, f),
+            Self::ProgramDropped { program, packets } => {
+                write!(f, "{program} dropped {packets} packets in {LATELY_SECONDS} s")
+            }
+            Self::QdiscDropped { device, qdisc, packets, total } => {
+                let qdisc = qdisc.as_deref().unwrap_or("the queue");
+                write!(
+                    f,
+                    "{qdisc} of {device} dropped {packets} packets to other nodes in \
+                     {LATELY_SECONDS} s, {total} of all since it was made"
+                )
+            }
         }
     }
+}
+
+/// What the remedy against a program is told of it.
+fn detaching(program: &ForeignProgram) -> Vec<(&'static str, String)> {
+    let ForeignProgram { device, preference, .. } = program;
+    let command = match preference {
+        Some(preference) => {
+            format!("`tc filter del dev {device} {} pref {preference}`", program.side())
+        }
+        None => format!(
+            "`bpftool net detach tcx_{} dev {device}`, or where a link holds it `bpftool link`",
+            program.side()
+        ),
+    };
+    vec![
+        ("{tc-device}", device.clone()),
+        ("{tc-side}", program.side().to_owned()),
+        ("{detach}", command),
+    ]
 }
 
 /// One verdict on one subject.

@@ -27,6 +27,53 @@ pub struct KernelCounts {
     pub devices: Vec<IfIndex>,
     /// What is not counted although it should be, and the remedy.
     pub problems: Vec<String>,
+    /// Programs and filters of others on these devices.
+    #[serde(default)]
+    pub foreign: Vec<ForeignProgram>,
+}
+
+/// A program or filter that somebody else attached to a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ForeignProgram {
+    /// The device.
+    pub device: String,
+    /// It sees packets that come in; else those that go out.
+    pub is_ingress: bool,
+    /// How it is attached: `tcx`, or a filter's kind as tc(8) prints it.
+    pub kind: String,
+    /// Its name; none where it has none or the kernel does not tell.
+    pub name: Option<String>,
+    /// The program's number, as bpftool(8) prints it; none for other filters.
+    pub id: Option<u32>,
+    /// A filter's preference.
+    pub preference: Option<u16>,
+    /// A filter's handle.
+    pub handle: Option<u32>,
+}
+
+impl ForeignProgram {
+    /// Its side, as tc(8) names it.
+    #[must_use]
+    pub const fn side(&self) -> &'static str {
+        if self.is_ingress { "ingress" } else { "egress" }
+    }
+}
+
+impl fmt::Display for ForeignProgram {
+    /// By what tc(8) and bpftool(8) find it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.device, self.side(), self.kind)?;
+        if let Some(preference) = self.preference {
+            write!(f, " pref {preference}")?;
+        }
+        if let Some(handle) = self.handle {
+            write!(f, " handle {handle:#x}")?;
+        }
+        if let Some(name) = &self.name {
+            write!(f, " {name}")?;
+        }
+        self.id.map_or(Ok(()), |id| write!(f, " id {id}"))
+    }
 }
 
 /// Packets of one kind that this node's kernel dropped in one place.

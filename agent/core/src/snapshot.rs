@@ -10,8 +10,8 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour, NodeName, Peer,
-    PeerId, PolicyRule, RouteTable, Tunnel, VanishedRoute,
+    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour, NodeName,
+    Peer, PeerId, PolicyRule, RouteTable, TrafficControl, Tunnel, VanishedRoute,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -52,6 +52,12 @@ pub struct Snapshot {
     /// The machine.
     #[serde(default)]
     pub machine: Fact<Arc<Machine>>,
+    /// CNI files and agents.
+    #[serde(default)]
+    pub cni: Fact<Arc<Cni>>,
+    /// Queues of devices.
+    #[serde(default)]
+    pub traffic: Fact<Arc<TrafficControl>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

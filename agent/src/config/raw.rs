@@ -59,6 +59,8 @@ pub(super) struct RawSources {
     pub(super) kernel: bool,
     pub(super) lookups: bool,
     pub(super) machine: bool,
+    pub(super) cni: bool,
+    pub(super) traffic: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -149,6 +151,8 @@ impl Default for RawSources {
             kernel: true,
             lookups: true,
             machine: true,
+            cni: true,
+            traffic: true,
         }
     }
 }

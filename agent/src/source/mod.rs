@@ -10,6 +10,7 @@
 //! a source that fails shows as a gap of its own and takes no other along.
 
 mod ask;
+pub mod cni;
 mod error;
 pub mod kernel;
 pub mod lookups;
@@ -17,6 +18,7 @@ pub mod machine;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;
+pub mod traffic;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -54,7 +56,7 @@ pub struct Options {
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 8] = [
+    pub const ALL: [SourceId; 10] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -63,6 +65,8 @@ impl Options {
         SourceId::Fdb,
         SourceId::Procfs,
         SourceId::Machine,
+        SourceId::Cni,
+        SourceId::Traffic,
     ];
 }
 
@@ -96,23 +100,28 @@ impl Handle {
     }
 }
 
+/// What a thread does until nobody listens any more.
+type Run = fn(&Options, &Sender<Update>) -> Result<(), Closed>;
+
+/// The threads, by name.
+const THREADS: &[(&str, Run)] = &[
+    ("rtnetlink", rtnetlink::run),
+    ("procfs", |options, updates| procfs::run(options, &procfs::Roots::default(), updates)),
+    ("machine", machine::run),
+    ("cni", |options, updates| cni::run(options, &cni::Roots::at(&options.host_root), updates)),
+    ("traffic", traffic::run),
+];
+
 /// Starts the sources in the calling thread's network namespace.
 ///
 /// # Errors
 /// When the system refuses a thread.
-pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
-    let (here, there, machine) = (options.clone(), options.clone(), options.clone());
-    let (sender, machine_sender) = (updates.clone(), updates.clone());
-    let follow = move || ended(rtnetlink::run(&here, &sender));
-    let look = move || ended(machine::run(&machine, &machine_sender));
-    let poll = move || ended(procfs::run(&there, &procfs::Roots::default(), &updates));
-    Ok(Handle {
-        threads: vec![
-            thread::Builder::new().name("rtnetlink".to_owned()).spawn(follow)?,
-            thread::Builder::new().name("procfs".to_owned()).spawn(poll)?,
-            thread::Builder::new().name("machine".to_owned()).spawn(look)?,
-        ],
-    })
+pub fn spawn(options: &Options, updates: &Sender<Update>) -> io::Result<Handle> {
+    let start = |&(name, run): &(&str, Run)| {
+        let (options, updates) = (options.clone(), updates.clone());
+        thread::Builder::new().name(name.to_owned()).spawn(move || ended(run(&options, &updates)))
+    };
+    Ok(Handle { threads: THREADS.iter().map(start).collect::<io::Result<_>>()? })
 }
 
 fn ended(why: Result<(), Closed>) {

@@ -71,7 +71,7 @@ struct Observer {
 impl Observer {
     fn start(options: &Options) -> Self {
         let (sender, updates) = channel(64);
-        let handle = source::spawn(options, sender).unwrap();
+        let handle = source::spawn(options, &sender).unwrap();
         let assembly = Assembly::new(NodeIdentity::default(), None, Policy::default());
         Self { updates, assembly, handle, reports: Vec::new(), route_dumps: 0 }
     }
@@ -499,7 +499,8 @@ fn what_is_switched_off_says_so_once_and_reads_nothing() {
 fn with_everything_switched_off_the_threads_end_by_themselves() {
     let (sender, mut updates) = channel(64);
     let options = Options { enabled: BTreeSet::new(), ..Options::default() };
-    source::spawn(&options, sender).unwrap().join();
+    source::spawn(&options, &sender).unwrap().join();
+    drop(sender);
     let mut reported = BTreeSet::new();
     while let Some(update) = updates.blocking_recv() {
         let Update::Source(report) = update else { panic!("{update:?}") };

@@ -1,12 +1,17 @@
 //! What firewalls and classifiers of the nodes themselves drop.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::finding::{Direction, Thing};
+use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
-    DECAPSULATION, DELIVERY, ENCAPSULATION, LOCAL_STACK, OUTBOUND, misses, says,
+    DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject,
+    misses, says, says_itself,
 };
-use super::{A, B, C, Fault, LIVE, PLAIN};
+use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN};
 use crate::classifier::{self, Way};
 use crate::filter::{self, Drops, Place};
 use crate::topology::Cluster;
@@ -57,12 +62,15 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(B, A), pods(B, C)],
         // A classifier is no wire: what it drops has not left the NIC.
         expected: &[
-            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
-            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+            drops_by_program(A, OUTBOUND, ENCAPSULATION, "eth0 egress bpf pref 7 handle 0x1"),
             misses(B, A, ENCAPSULATION),
             misses(C, A, ENCAPSULATION),
         ],
-        unlike: &[Code::EncapsulationLost],
+        counted: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+        ],
+        unlike: &[Code::EncapsulationLost, Code::QdiscDrops],
         ..PLAIN
     },
     Fault {
@@ -77,10 +85,59 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[
             says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
             says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
-            misses(B, A, DECAPSULATION),
-            misses(B, C, DECAPSULATION),
+            drops_by_program(B, INBOUND, DECAPSULATION, "eth0 ingress bpf pref 7 handle 0x1"),
         ],
+        counted: &[misses(B, A, DECAPSULATION), misses(B, C, DECAPSULATION)],
         unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-queue-drop",
+        about: "a rate limit on one node's tunnel device lets no packet through",
+        inject: |cluster| {
+            let device = cluster.shape.device();
+            let limit = format!("qdisc add dev {device} root tbf rate 1mbit burst 1600 limit 20\n");
+            cluster.node(A)?.netns.tc(&limit)
+        },
+        heal: |cluster| {
+            let device = cluster.shape.device();
+            cluster.node(A)?.netns.tc(&format!("qdisc del dev {device} root\n"))
+        },
+        breaks: &[pods(A, B), pods(A, C)],
+        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
+        expected: &[
+            Expected {
+                directions: OUTBOUND,
+                hops: QUEUE,
+                ..says_itself(A, Code::QdiscDrops, Subject::Tunnel)
+            }
+            .telling(&["tbf of "]),
+            misses(B, A, ENCAPSULATION),
+            misses(C, A, ENCAPSULATION),
+        ],
+        counted: &[
+            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
+        ],
+        unlike: &[Code::ForeignProgramDrops, Code::EncapsulationLost],
+        ..PLAIN
+    },
+    Fault {
+        name: "tc-beside",
+        about: "somebody else's classifier and a rate limit on one node's NIC drop nothing of ours",
+        inject: |cluster| {
+            let netns = &cluster.node(A)?.netns;
+            // Nobody sends to the discard service (RFC 863).
+            classifier::drop_udp(netns, Way::Ingress, 9)?;
+            netns.tc("qdisc add dev eth0 root tbf rate 1gbit burst 1mbit limit 10mbit\n")
+        },
+        heal: |cluster| {
+            let netns = &cluster.node(A)?.netns;
+            netns.tc("qdisc del dev eth0 root\n")?;
+            classifier::pass(netns, Way::Ingress)
+        },
+        unlike: &[Code::ForeignProgramDrops, Code::QdiscDrops],
+        limits: Limits { settle: Duration::from_secs(20), ..HARD },
         ..PLAIN
     },
     Fault {
@@ -98,6 +155,20 @@ pub(super) const FAULTS: &[Fault] = &[
         ..FORWARD_POLICY
     },
 ];
+
+/// Between what was given to the tunnel device and the outer packet.
+const QUEUE: &[Segment] = &[Segment { from: Hop::Sent, to: Hop::LeftNic }];
+
+/// A node says of a program on its NIC that it drops packets.
+const fn drops_by_program(
+    node: usize,
+    directions: &'static [Direction],
+    hops: &'static [Segment],
+    name: &'static str,
+) -> Expected {
+    let subject = Subject::Thing(Thing::Program, name);
+    Expected { directions, hops, ..says_itself(node, Code::ForeignProgramDrops, subject) }
+}
 
 /// Probes are not forwarded: live traffic alone tells, on the node that drops it.
 const FORWARD_POLICY: Fault = Fault {

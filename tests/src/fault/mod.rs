@@ -1,6 +1,7 @@
 //! Faults as values: how to make one, how to undo it, what it really breaks,
 //! and what the agents must say of it. One file per family.
 
+mod cni;
 mod combined;
 mod expected;
 mod firewall;
@@ -21,7 +22,7 @@ pub use expected::{Expected, Subject};
 
 use crate::judge::Wanted;
 use crate::mode::Mode;
-use crate::topology::Cluster;
+use crate::topology::{Cluster, Shape};
 use crate::traffic::Path;
 
 /// The first node: as a rule the one that sends.
@@ -43,6 +44,8 @@ pub struct Fault {
     /// The row of the incident that this product was made for, if it is one
     /// of those.
     pub incident: Option<u8>,
+    /// The only shape that it is tried in; none for each of them.
+    pub shape: Option<Shape>,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
     /// The agents are given a list of peers; without one they learn them from
@@ -112,6 +115,7 @@ const PLAIN: Fault = Fault {
     name: "",
     about: "",
     incident: None,
+    shape: None,
     nodes: 3,
     listed: true,
     inject: |_| Ok(()),
@@ -134,6 +138,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         tables::FAULTS,
         host::FAULTS,
         routing::FAULTS,
+        cni::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,
     ]

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 pub use shape::{Shape, Vtep};
 
 use crate::agent::{Agent, Launch};
+use crate::host::Bearer;
 use crate::identity;
 use crate::ipip::IpipSender;
 use crate::netns::Netns;
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub switch: Netns,
     /// Packets that a fault sends for as long as it lasts.
     pub(crate) strays: Vec<IpipSender>,
+    /// Processes that bear a name.
+    pub(crate) bearers: Vec<Bearer>,
     /// How to run agents; none while the nodes run without.
     pub(crate) agents: Option<Launch>,
     directory: RunDirectory,
@@ -103,7 +106,8 @@ impl Cluster {
                 name,
             });
         }
-        let cluster = Self { shape, nodes, switch, strays: Vec::new(), agents: None, directory };
+        let (strays, bearers) = (Vec::new(), Vec::new());
+        let cluster = Self { shape, nodes, switch, strays, bearers, agents: None, directory };
         cluster.on_every_node(|node| cluster.wire(node))?;
         let ports: String =
             cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();

@@ -30,6 +30,8 @@ pub(super) const ROUTING: &[Code] =
     &[Code::RoutesVanished, Code::PolicyRuleDiverts, Code::LeftoverRoute];
 /// The peer's kernel itself says that it does not take the encapsulation.
 pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
+/// Something on this node's devices drops packets.
+pub(super) const DROPPERS: &[Code] = &[Code::ForeignProgramDrops, Code::QdiscDrops];
 /// More is lost already on a layer below.
 pub(super) const LOSS: &[Code] =
     &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];

@@ -3,6 +3,7 @@
 //! The same table feeds metric labels, `/health`, `overlaywatch explain`, the
 //! docs page and the alerts, so that they cannot disagree.
 
+mod cni;
 mod device;
 mod ends;
 mod groups;
@@ -11,6 +12,7 @@ mod loss;
 mod peer;
 mod routing;
 mod tables;
+mod traffic;
 
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +112,24 @@ pub enum Code {
     RpFilterStrict,
     /// Encapsulated packets come for which the kernel lacks the module.
     ModuleMissing,
+    /// Devices and routes of a CNI plugin that runs no more, beside another's.
+    CniLeftover,
+    /// The file that comes first is of a CNI plugin that does not run.
+    CniConfigPrecedence,
+    /// The file that comes first cannot be read as a network configuration.
+    CniConfigMalformed,
+    /// Calico gives out addresses that are not in the cluster's pod network.
+    PoolOutsidePodNetwork,
+    /// The pod network and the nodes' own network have addresses in common.
+    PodNetworkOverlap,
+    /// A tunnel sends from the address of a bridge for containers.
+    VtepAddressOfBridge,
+    /// Two tunnel devices want the same UDP port.
+    VxlanPortClaimedTwice,
+    /// Somebody else's program on a device drops packets between nodes.
+    ForeignProgramDrops,
+    /// A device's queue drops packets between nodes.
+    QdiscDrops,
 }
 
 /// The one description of a code.
@@ -173,6 +193,8 @@ const FAMILIES: &[&[Entry]] = &[
     peer::ENTRIES,
     host::ENTRIES,
     routing::ENTRIES,
+    cni::ENTRIES,
+    traffic::ENTRIES,
 ];
 
 /// How many codes there are.

@@ -1,6 +1,7 @@
 //! The network as this product speaks of it. No netlink vocabulary, no wire
 //! formats: sources translate into these types, rules read them.
 
+mod cni;
 mod host;
 mod link;
 mod lookup;
@@ -8,6 +9,7 @@ mod machine;
 mod neighbour;
 mod peer;
 mod route;
+mod traffic;
 mod tunnel;
 
 use std::fmt;
@@ -15,6 +17,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use cni::{
+    AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote, K3sNetwork,
+    Plugin, USUAL_DIRECTORY, Untold,
+};
 pub use host::{DeviceSettings, Host, IpCounters};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use lookup::{
@@ -24,14 +30,17 @@ pub use machine::{Machine, Module};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
-    Address, NextHop, PolicyRule, Route, RouteKey, RouteKind, RouteTable, VanishedRoute, protocol,
-    table,
+    Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable,
+    VanishedRoute, protocol, table,
 };
+pub use traffic::{Qdisc, TrafficControl};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 
 /// A network device's index (`ifindex`), unique within one network namespace
 /// and never reused while the device lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct IfIndex(pub u32);
 

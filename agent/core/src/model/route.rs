@@ -213,6 +213,49 @@ fn common_bits(a: IpAddr, b: IpAddr) -> u8 {
     u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
+/// How many routes of the main table are of a kind, and one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteCount {
+    /// How many.
+    pub count: u32,
+    /// The first of them, in order of address.
+    pub first: IpNet,
+}
+
+/// A route table in few words: what of it is whose. Made once for a table, since
+/// tables can be large.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteDigest {
+    /// Routes of the main table by device, who installed them, and whether they
+    /// lead somewhere.
+    pub by_origin: BTreeMap<(Option<IfIndex>, u8, bool), RouteCount>,
+    /// Those of them that are IPv4 and not within the network that was asked for.
+    pub outside: BTreeMap<(Option<IfIndex>, u8, bool), RouteCount>,
+}
+
+impl RouteDigest {
+    /// The digest of a table; `within` is the network that routes may be outside of.
+    #[must_use]
+    pub fn of(routes: &RouteTable, within: Option<IpNet>) -> Self {
+        let mut digest = Self::default();
+        for route in routes.0.values().filter(|route| route.key.table == table::MAIN) {
+            let net = route.key.destination;
+            let origin =
+                (route.next_hop.device, route.protocol, matches!(route.kind, RouteKind::Unicast));
+            let note = |counts: &mut BTreeMap<_, RouteCount>| {
+                let known = counts.entry(origin).or_insert(RouteCount { count: 0, first: net });
+                known.count = known.count.saturating_add(1);
+            };
+            note(&mut digest.by_origin);
+            let is_apart = |within: IpNet| !within.contains(&net) && !net.contains(&within);
+            if net.addr().is_ipv4() && within.is_some_and(is_apart) {
+                note(&mut digest.outside);
+            }
+        }
+        digest
+    }
+}
+
 impl Serialize for RouteTable {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.0.values())

@@ -37,6 +37,13 @@ pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
         let pair = context.now.pairs.get(&peer);
         let small = pair.and_then(|pair| pair.streams.get(&Stream::Small(error.encapsulation)));
         let place = small.and_then(|view| view.place(Direction::Outbound));
+        // Probes of some seconds ago, through a device that is no more.
+        let has_device = context.now.tunnels.seen().is_some_and(|tunnels| {
+            tunnels.iter().any(|tunnel| tunnel.encapsulation == error.encapsulation)
+        });
+        if small.is_some() && !has_device {
+            continue;
+        }
         // Errors of some seconds ago, while probes vanish elsewhere or not at all.
         if small.is_some_and(|view| view.run.lost() == 0)
             || place.is_some_and(|place| !place.overlaps(refused))

@@ -2,17 +2,23 @@
 //! What is a consequence of what is said in the catalog, not here.
 
 mod answers;
+mod cni;
 mod host;
 mod kernel;
+mod leftover;
 mod neighbour;
+mod pods;
 mod probe;
 mod route;
 mod stack;
+mod traffic;
 mod tunnel;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::catalog::Code;
 use crate::delta::Delta;
@@ -20,8 +26,8 @@ use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::kernel::DropSite;
 use crate::ladder::{Hop, Segment};
 use crate::model::{
-    FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route, RouteTable,
-    Tunnel, table,
+    FdbEntry, FdbKey, IfIndex, Neighbour, Peer, PeerId, PeerTunnel, PolicyRule, Route, RouteDigest,
+    RouteTable, Tunnel, table,
 };
 use crate::pairs::{PairView, StreamView};
 use crate::policy::Policy;
@@ -48,6 +54,8 @@ pub struct Verdicts {
 struct Context<'a> {
     delta: Delta<'a>,
     now: &'a Snapshot,
+    /// The routes in few words; none while they are missing.
+    digest: Option<Arc<RouteDigest>>,
 }
 
 /// Tables in which the rules found nothing: while they are the very same, there
@@ -55,6 +63,30 @@ struct Context<'a> {
 #[derive(Debug, Default)]
 pub struct Memo {
     clean: Option<Tables>,
+    digest: Option<Digested>,
+}
+
+/// The last digest of the routes, and what it was made of.
+#[derive(Debug)]
+struct Digested {
+    routes: Arc<RouteTable>,
+    pods: Option<IpNet>,
+    digest: Arc<RouteDigest>,
+}
+
+impl Memo {
+    fn digest(&mut self, now: &Snapshot) -> Option<Arc<RouteDigest>> {
+        let routes = now.routes.seen()?;
+        let pods = now.cni.seen().and_then(|cni| cni.flannel.as_ref()?.network);
+        let is_known = |known: &&Digested| Arc::ptr_eq(&known.routes, routes) && known.pods == pods;
+        if let Some(known) = self.digest.as_ref().filter(is_known) {
+            return Some(Arc::clone(&known.digest));
+        }
+        let digest = Arc::new(RouteDigest::of(routes, pods));
+        let routes = Arc::clone(routes);
+        self.digest = Some(Digested { routes, pods, digest: Arc::clone(&digest) });
+        Some(digest)
+    }
 }
 
 /// What the rules on tables look at.
@@ -94,7 +126,7 @@ impl Tables {
 /// Runs all rules; what the policy silences is as if it were not there.
 #[must_use]
 pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
-    let context = Context { delta, now: delta.now };
+    let context = Context { delta, now: delta.now, digest: memo.digest(delta.now) };
     let mut verdicts = Verdicts::default();
     if !policy.counted_only {
         on_tables(&context, memo, &mut verdicts);
@@ -103,11 +135,16 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         stack::judge(&context, &mut verdicts);
         tunnel::judge(&context, &mut verdicts);
         kernel::refusals(&context, &mut verdicts);
+        cni::judge(&context, &mut verdicts);
+        pods::judge(&context, &mut verdicts);
+        leftover::judge(&context, &mut verdicts);
+        traffic::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);
     kernel::testify(&context, &mut verdicts);
     stack::testify(&context, &mut verdicts);
+    leftover::excuse(&context, &mut verdicts);
     verdicts.findings.retain(|finding| !policy.silenced.contains(&finding.code));
     verdicts
 }

@@ -216,7 +216,7 @@ mod tests {
             machine: Fact::Seen { value: Arc::new(machine), at: Mono(0) },
             ..Snapshot::default()
         };
-        let context = Context { delta: Delta { before: None, now: &now }, now: &now };
+        let context = Context { delta: Delta { before: None, now: &now }, now: &now, digest: None };
         let mut verdicts = Verdicts::default();
         verdicts.add(Finding {
             code: Code::EncapsulationLost,

@@ -13,7 +13,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, T
 use netlink_packet_core::NlasIterator;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_indextoname;
-use overlaywatch_core::kernel::HookedDevice;
+use overlaywatch_core::kernel::{ForeignProgram, HookedDevice};
 use overlaywatch_core::model::IfIndex;
 
 use super::pins::CLSACT;
@@ -40,9 +40,14 @@ const CLSACT_PARENT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const INGRESS_PARENT: u32 = 0xffff_fff2;
 const EGRESS_PARENT: u32 = 0xffff_fff3;
-/// `TCA_OPTIONS` and, in it, `TCA_BPF_NAME` (include/uapi/linux/pkt_cls.h).
+/// `TCA_KIND`, and `TCA_OPTIONS` with `TCA_BPF_NAME` and `TCA_BPF_ID` in it
+/// (include/uapi/linux/rtnetlink.h, pkt_cls.h).
+const KIND: u16 = 1;
 const OPTIONS: u16 = 2;
 const BPF_NAME: u16 = 7;
+const BPF_ID: u16 = 11;
+/// Names of classifiers are shown by their first bytes (`CLS_BPF_NAME_LEN`).
+const MOST_NAME_BYTES: usize = 256;
 
 /// A filter, by what tells it from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,12 +158,67 @@ fn is_unused(index: IfIndex) -> bool {
     Side::BOTH.iter().all(|&side| filters(index, side).is_ok_and(|all| all.is_empty()))
 }
 
-/// The filters on one side of a device, in the order in which they run.
-fn filters(index: IfIndex, side: Side) -> Result<Vec<Filter>, SourceError> {
-    let parent = match side {
+/// Filters on one side of a device that are not ours, in the order in which they run.
+pub(super) fn others(
+    device: &HookedDevice,
+    side: Side,
+) -> Result<Vec<ForeignProgram>, SourceError> {
+    let mut all = Vec::new();
+    let parent = parent(side);
+    talk(libc::RTM_GETTFILTER, true, device.index, 0, parent, |message| {
+        if message.kind == libc::RTM_NEWTFILTER {
+            all.extend(other(message.payload, device, side));
+        }
+    })?;
+    Ok(all)
+}
+
+/// What a filter of somebody else is.
+fn other(payload: &[u8], device: &HookedDevice, side: Side) -> Option<ForeignProgram> {
+    let filter = filter(payload, parent(side)).filter(|filter| !filter.is_ours)?;
+    let mut told = ForeignProgram {
+        device: device.name.clone(),
+        is_ingress: side == Side::In,
+        preference: Some(filter.priority),
+        handle: Some(filter.handle),
+        ..ForeignProgram::default()
+    };
+    for attribute in NlasIterator::new(payload.get(TCMSG_BYTES..)?).flatten() {
+        match attribute.kind() {
+            KIND => told.kind = text(attribute.value()),
+            OPTIONS if told.kind == "bpf" => {
+                for option in NlasIterator::new(attribute.value()).flatten() {
+                    match option.kind() {
+                        BPF_NAME => told.name = Some(text(option.value())),
+                        BPF_ID => {
+                            told.id = option.value().first_chunk().copied().map(u32::from_ne_bytes);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(told)
+}
+
+/// Text up to the byte that ends it, no longer than names of programs get.
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end.min(MOST_NAME_BYTES)]).into_owned()
+}
+
+const fn parent(side: Side) -> u32 {
+    match side {
         Side::In => INGRESS_PARENT,
         Side::Out => EGRESS_PARENT,
-    };
+    }
+}
+
+/// The filters on one side of a device, in the order in which they run.
+fn filters(index: IfIndex, side: Side) -> Result<Vec<Filter>, SourceError> {
+    let parent = parent(side);
     let mut all = Vec::new();
     talk(libc::RTM_GETTFILTER, true, index, 0, parent, |message| {
         if message.kind == libc::RTM_NEWTFILTER {

@@ -70,6 +70,11 @@ impl Hooks {
         self.problems.values().map(|problem| &problem.text)
     }
 
+    /// Whether programs are attached by tcx links.
+    pub(super) const fn is_tcx(&self) -> bool {
+        self.is_tcx
+    }
+
     /// Devices that are watched, and since when.
     pub(super) fn watched(&self) -> impl Iterator<Item = (&HookedDevice, Mono)> {
         self.hooked.values().map(|hooked| (&hooked.device, hooked.since))

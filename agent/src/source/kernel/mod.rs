@@ -7,6 +7,7 @@
 pub mod btf;
 mod clsact;
 mod counts;
+mod foreign;
 mod hooks;
 mod names;
 mod netns;
@@ -36,6 +37,7 @@ use overlaywatch_ebpf::{ProbeKey, Windows, hop};
 use tokio::sync::{mpsc, watch};
 
 use self::counts::Counts;
+use self::foreign::Foreign;
 use self::hooks::Hooks;
 use self::names::Names;
 use self::pins::Pins;
@@ -57,6 +59,8 @@ const TRAFFIC_EVERY: u32 = 4;
 const TRAFFIC_ADDRESSES: usize = 1_000;
 /// Ticks between two looks whether our programs are still there.
 const INSPECT_EVERY: u32 = 8;
+/// Drop reasons of programs on our hooks (include/net/dropreason-core.h).
+const BY_PROGRAMS: [&str; 2] = ["TC_INGRESS", "TC_EGRESS"];
 /// Ticks between two prunings of streams that nobody uses any more.
 const PRUNE_EVERY: u32 = 2_400;
 /// A tunnel device that is gone from the plan may be there again, and not yet
@@ -232,6 +236,7 @@ struct Watcher {
     programs: Programs,
     hooks: Hooks,
     counts: Counts,
+    foreign: Foreign,
     names: Names,
     probes: Arc<HashMap<MapData, ProbeKey, Windows>>,
     /// The same map once more, for removing from it.
@@ -265,6 +270,7 @@ impl Watcher {
             programs,
             hooks,
             counts,
+            foreign: Foreign::default(),
             names,
             probes,
             prunable,
@@ -327,6 +333,16 @@ impl Watcher {
     fn read(&mut self, at: Mono, tick: u32) {
         self.current.drops = self.counts.drops(at, &mut self.names);
         self.current.icmp = self.counts.icmp(at);
+        // At once where one of them drops: its name is to come with the loss.
+        let is_dropped = self.current.drops.iter().any(|drop| {
+            let reason = drop.site.reason.as_deref();
+            drop.lately > 0 && reason.is_some_and(|reason| BY_PROGRAMS.contains(&reason))
+        });
+        if is_dropped || tick.is_multiple_of(INSPECT_EVERY) {
+            let devices = self.hooks.watched().map(|(device, _)| device);
+            let is_tcx = self.hooks.is_tcx();
+            self.current.foreign = self.foreign.list(&mut self.programs.ebpf, is_tcx, devices);
+        }
         let rounds = 1 + self.settings.told().peers.len() / TRAFFIC_ADDRESSES;
         let every = TRAFFIC_EVERY.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
         if tick.is_multiple_of(every) {

@@ -85,6 +85,20 @@ pub(super) fn place(
     Ok(side.place(&all, &ours))
 }
 
+/// Numbers of the programs on one side of a device that are not ours.
+pub(super) fn others(
+    ebpf: &mut Ebpf,
+    device: &HookedDevice,
+    side: Side,
+) -> Result<Vec<u32>, SourceError> {
+    let what = || format!("asking what is attached to {}", device.name);
+    let program = side::program(ebpf, device, side)?;
+    let ours = program.info().map_err(|error| SourceError::kernel(what(), &error))?.id();
+    let mut all = programs(device.index, side).map_err(|error| SourceError::io(what(), error))?;
+    all.retain(|id| *id != ours && *id != 0);
+    Ok(all)
+}
+
 /// Attaches one program; whether it took over from an earlier run without a gap.
 pub(super) fn attach(
     folder: &Path,

@@ -96,6 +96,7 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Kernel
         | SourceId::Lookups
         | SourceId::Machine => return None,
+        SourceId::Cni | SourceId::Traffic => return None,
     })
 }
 
