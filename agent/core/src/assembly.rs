@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine, Neighbour,
-    NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable,
-    Tunnel, table, tunnels,
+    Address, Conntrack, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine,
+    Neighbour, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey,
+    RouteTable, ServiceHealth, Sockets, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -51,11 +51,17 @@ pub enum SourceId {
     Lookups,
     /// The machine: its files and firmware.
     Machine,
+    /// Connection tracking (CTNETLINK).
+    Conntrack,
+    /// TCP sockets (sock_diag).
+    Sockets,
+    /// What services of this node answer on their health ports.
+    Services,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -69,6 +75,9 @@ impl SourceId {
         Self::Kernel,
         Self::Lookups,
         Self::Machine,
+        Self::Conntrack,
+        Self::Sockets,
+        Self::Services,
     ];
 
     /// The name used in labels and JSON.
@@ -88,6 +97,9 @@ impl SourceId {
             Self::Kernel => "kernel",
             Self::Lookups => "lookups",
             Self::Machine => "machine",
+            Self::Conntrack => "conntrack",
+            Self::Sockets => "sockets",
+            Self::Services => "services",
         }
     }
 }
@@ -134,6 +146,12 @@ pub enum Update {
     Lookups(Vec<(PeerId, PeerAnswers)>),
     /// A whole reading of the machine.
     Machine(Box<Machine>),
+    /// The table of tracked connections; none where nothing is tracked.
+    Conntrack(Option<Box<Conntrack>>),
+    /// What TCP sockets say of routing sessions.
+    Sockets(Box<Sockets>),
+    /// What services of this node answer: those that listen.
+    Services(Vec<ServiceHealth>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -171,6 +189,9 @@ pub struct Assembly {
     lookups: Answers,
     machine: Fact<Arc<Machine>>,
     vanished: Vanished,
+    conntrack: Fact<Arc<Conntrack>>,
+    sockets: Fact<Arc<Sockets>>,
+    services: Fact<Arc<Vec<ServiceHealth>>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -236,6 +257,9 @@ impl Assembly {
             lookups: Answers::default(),
             machine: Fact::default(),
             vanished: Vanished::default(),
+            conntrack: Fact::default(),
+            sockets: Fact::default(),
+            services: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -277,6 +301,10 @@ impl Assembly {
             Update::Machine(machine) => {
                 self.machine = Fact::Seen { value: Arc::new(*machine), at };
             }
+            Update::Conntrack(None) => self.conntrack = Fact::Absent { at },
+            Update::Conntrack(Some(table)) => replace(&mut self.conntrack, *table, at),
+            Update::Sockets(sockets) => replace(&mut self.sockets, *sockets, at),
+            Update::Services(services) => replace(&mut self.services, services, at),
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::PeersFile(list) => {
                 self.file = list;
@@ -331,6 +359,9 @@ impl Assembly {
             SourceId::Kernel => self.kernel = Fact::Missing(gap),
             SourceId::Lookups => self.lookups.answers = Fact::Missing(gap),
             SourceId::Machine => self.machine = Fact::Missing(gap),
+            SourceId::Conntrack => self.conntrack = Fact::Missing(gap),
+            SourceId::Sockets => self.sockets = Fact::Missing(gap),
+            SourceId::Services => self.services = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -371,6 +402,9 @@ impl Assembly {
             lookups,
             vanished,
             machine: self.machine.clone(),
+            conntrack: self.conntrack.clone(),
+            sockets: self.sockets.clone(),
+            services: self.services.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -187,6 +187,9 @@ impl Config {
             (SourceId::Kernel, raw.sources.kernel),
             (SourceId::Lookups, raw.sources.lookups),
             (SourceId::Machine, raw.sources.machine),
+            (SourceId::Conntrack, raw.sources.conntrack),
+            (SourceId::Sockets, raw.sources.sockets),
+            (SourceId::Services, raw.sources.services),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

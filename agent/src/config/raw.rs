@@ -59,6 +59,9 @@ pub(super) struct RawSources {
     pub(super) kernel: bool,
     pub(super) lookups: bool,
     pub(super) machine: bool,
+    pub(super) conntrack: bool,
+    pub(super) sockets: bool,
+    pub(super) services: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -149,6 +152,9 @@ impl Default for RawSources {
             kernel: true,
             lookups: true,
             machine: true,
+            conntrack: true,
+            sockets: true,
+            services: true,
         }
     }
 }

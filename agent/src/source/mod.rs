@@ -1,7 +1,7 @@
 //! What the kernel says of the network: read, never changed.
 //!
 //! Plain threads feed the assembly's channel: one follows rtnetlink, one reads
-//! /proc, one keeps the eBPF programs ([`kernel`]). Threads rather than tasks, because both spend their time in
+//! /proc, one asks connection tracking, one TCP sockets, one keeps the eBPF programs ([`kernel`]). Threads rather than tasks, because both spend their time in
 //! system calls that no runtime can suspend, and because a thread keeps the
 //! network namespace it was started in: [`spawn`] reads the namespace of the
 //! thread that calls it.
@@ -10,6 +10,7 @@
 //! a source that fails shows as a gap of its own and takes no other along.
 
 mod ask;
+pub mod conntrack;
 mod error;
 pub mod kernel;
 pub mod lookups;
@@ -17,16 +18,20 @@ pub mod machine;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;
+pub mod sockets;
 mod wire;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
+use overlaywatch_core::kernel::HookPlan;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 pub use error::SourceError;
 pub use meter::Closed;
@@ -50,11 +55,13 @@ pub struct Options {
     pub event_buffer_bytes: usize,
     /// Where the host's files are.
     pub host_root: PathBuf,
+    /// Which tunnels this node has, as they are told to the eBPF programs.
+    pub watched: watch::Receiver<Arc<HookPlan>>,
 }
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 8] = [
+    pub const ALL: [SourceId; 11] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -63,6 +70,9 @@ impl Options {
         SourceId::Fdb,
         SourceId::Procfs,
         SourceId::Machine,
+        SourceId::Conntrack,
+        SourceId::Sockets,
+        SourceId::Services,
     ];
 }
 
@@ -74,6 +84,8 @@ impl Default for Options {
             refresh: Duration::from_secs(30),
             event_buffer_bytes: 16 << 20,
             host_root: "/".into(),
+            // Nobody tells.
+            watched: watch::channel(Arc::default()).1,
         }
     }
 }
@@ -103,14 +115,20 @@ impl Handle {
 pub fn spawn(options: &Options, updates: Sender<Update>) -> io::Result<Handle> {
     let (here, there, machine) = (options.clone(), options.clone(), options.clone());
     let (sender, machine_sender) = (updates.clone(), updates.clone());
+    let (tracked, tracking) = (options.clone(), updates.clone());
+    let (connected, connections) = (options.clone(), updates.clone());
     let follow = move || ended(rtnetlink::run(&here, &sender));
     let look = move || ended(machine::run(&machine, &machine_sender));
     let poll = move || ended(procfs::run(&there, &procfs::Roots::default(), &updates));
+    let track = move || ended(conntrack::run(&tracked, &tracking));
+    let listen = move || ended(sockets::run(&connected, &connections));
     Ok(Handle {
         threads: vec![
             thread::Builder::new().name("rtnetlink".to_owned()).spawn(follow)?,
             thread::Builder::new().name("procfs".to_owned()).spawn(poll)?,
             thread::Builder::new().name("machine".to_owned()).spawn(look)?,
+            thread::Builder::new().name("conntrack".to_owned()).spawn(track)?,
+            thread::Builder::new().name("sockets".to_owned()).spawn(listen)?,
         ],
     })
 }

@@ -35,3 +35,10 @@ pub(super) const LOSS: &[Code] =
     &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];
 /// The peer or this node is cut off.
 pub(super) const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
+/// This node's firewall state is at its end: it drops whatever is new.
+pub(super) const CONNTRACK: &[Code] = &[Code::ConntrackFull];
+/// What keeps the routes to a peer from coming.
+pub(super) const SESSIONS: &[Code] = &[Code::BgpSessionDown];
+/// What a service of the node cannot work with. Each family that names a state
+/// of tables, sets or files which stops Felix or the kubelet adds its codes.
+pub(super) const SERVICE: &[&[Code]] = &[DEVICES, CONNTRACK];

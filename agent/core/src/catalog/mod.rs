@@ -3,6 +3,7 @@
 //! The same table feeds metric labels, `/health`, `overlaywatch explain`, the
 //! docs page and the alerts, so that they cannot disagree.
 
+mod conntrack;
 mod device;
 mod ends;
 mod groups;
@@ -10,6 +11,7 @@ mod host;
 mod loss;
 mod peer;
 mod routing;
+mod sessions;
 mod tables;
 
 use serde::{Deserialize, Serialize};
@@ -110,6 +112,18 @@ pub enum Code {
     RpFilterStrict,
     /// Encapsulated packets come for which the kernel lacks the module.
     ModuleMissing,
+    /// The table of tracked connections is full.
+    ConntrackFull,
+    /// The table of tracked connections is nearly full.
+    ConntrackNearlyFull,
+    /// Tunnel packets fill the table of tracked connections.
+    ConntrackTunnelFlows,
+    /// No BGP session with a peer that there was one with, or that is tried.
+    BgpSessionDown,
+    /// Felix says that it is not ready.
+    FelixNotReady,
+    /// Another service of this node says that it is not well.
+    ServiceUnhealthy,
 }
 
 /// The one description of a code.
@@ -173,6 +187,8 @@ const FAMILIES: &[&[Entry]] = &[
     peer::ENTRIES,
     host::ENTRIES,
     routing::ENTRIES,
+    conntrack::ENTRIES,
+    sessions::ENTRIES,
 ];
 
 /// How many codes there are.

@@ -1,6 +1,7 @@
 //! The network as this product speaks of it. No netlink vocabulary, no wire
 //! formats: sources translate into these types, rules read them.
 
+mod conntrack;
 mod host;
 mod link;
 mod lookup;
@@ -8,6 +9,7 @@ mod machine;
 mod neighbour;
 mod peer;
 mod route;
+mod session;
 mod tunnel;
 
 use std::fmt;
@@ -15,6 +17,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use conntrack::{Conntrack, ConntrackCounters, TunnelFlows};
 pub use host::{DeviceSettings, Host, IpCounters};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use lookup::{
@@ -27,6 +30,7 @@ pub use route::{
     Address, NextHop, PolicyRule, Route, RouteKey, RouteKind, RouteTable, VanishedRoute, protocol,
     table,
 };
+pub use session::{BgpSession, Service, ServiceHealth, SessionState, Sockets};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 
 /// A network device's index (`ifindex`), unique within one network namespace

@@ -2,11 +2,13 @@
 //! What is a consequence of what is said in the catalog, not here.
 
 mod answers;
+mod conntrack;
 mod host;
 mod kernel;
 mod neighbour;
 mod probe;
 mod route;
+mod sessions;
 mod stack;
 mod tunnel;
 
@@ -103,6 +105,8 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         stack::judge(&context, &mut verdicts);
         tunnel::judge(&context, &mut verdicts);
         kernel::refusals(&context, &mut verdicts);
+        conntrack::judge(&context, &mut verdicts);
+        sessions::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

@@ -95,7 +95,10 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Configuration
         | SourceId::Kernel
         | SourceId::Lookups
-        | SourceId::Machine => return None,
+        | SourceId::Machine
+        | SourceId::Conntrack
+        | SourceId::Sockets
+        | SourceId::Services => return None,
     })
 }
 
