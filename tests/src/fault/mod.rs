@@ -2,11 +2,13 @@
 //! and what the agents must say of it. One file per family.
 
 mod combined;
+mod conntrack;
 mod expected;
 mod firewall;
 mod host;
 mod quiet;
 mod routing;
+mod sessions;
 mod tables;
 mod tunnel;
 mod underlay;
@@ -134,6 +136,8 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         tables::FAULTS,
         host::FAULTS,
         routing::FAULTS,
+        conntrack::FAULTS,
+        sessions::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,
     ]

@@ -9,6 +9,7 @@
 
 mod shape;
 
+use std::any::Any;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub switch: Netns,
     /// Packets that a fault sends for as long as it lasts.
     pub(crate) strays: Vec<IpipSender>,
+    /// What else a fault keeps running, until this is dropped.
+    pub(crate) guests: Vec<Box<dyn Any + Send + Sync>>,
     /// How to run agents; none while the nodes run without.
     pub(crate) agents: Option<Launch>,
     directory: RunDirectory,
@@ -103,7 +106,15 @@ impl Cluster {
                 name,
             });
         }
-        let cluster = Self { shape, nodes, switch, strays: Vec::new(), agents: None, directory };
+        let cluster = Self {
+            shape,
+            nodes,
+            switch,
+            strays: Vec::new(),
+            guests: Vec::new(),
+            agents: None,
+            directory,
+        };
         cluster.on_every_node(|node| cluster.wire(node))?;
         let ports: String =
             cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();
