@@ -198,38 +198,57 @@ fn count_tunnels(
     let mut all = Vec::with_capacity(encapsulations.len());
     for &encapsulation in encapsulations {
         let mut flows = TunnelFlows { encapsulation, entries: 0, unreplied: 0 };
-        let mut is_filtered = true;
-        let body = filter(encapsulation);
-        let question = Question {
-            what: "counting tracked tunnels",
-            protocol: NETLINK_NETFILTER,
-            kind: GET,
-            is_dump: true,
-            body: &body,
-        };
-        let asked = ask(question, buffer, |message| {
-            let entry = translate::entry(message.payload).map_err(|error| error.to_string())?;
-            if !entry.is_of(encapsulation) {
-                // A kernel that does not know the filter gives everything: no more of it.
-                is_filtered = false;
-                return Err("an entry that was not asked for".to_owned());
+        for &family in families(encapsulation) {
+            if !add_flows(family, &mut flows, buffer)? {
+                return Ok(None);
             }
-            flows.entries = flows.entries.saturating_add(1);
-            flows.unreplied = flows.unreplied.saturating_add(u32::from(!entry.replied));
-            Ok(())
-        });
-        if !is_filtered {
-            return Ok(None);
         }
-        asked?;
         all.push(flows);
     }
     Ok(Some(all))
 }
 
-/// The request for the entries whose first packet was of this encapsulation
-/// (ctnetlink_alloc_filter, net/netfilter/nf_conntrack_netlink.c).
-fn filter(encapsulation: Encapsulation) -> Vec<u8> {
+/// Adds the entries of one family; false where the kernel does not pick them out.
+fn add_flows(family: i32, flows: &mut TunnelFlows, buffer: &mut [u8]) -> Result<bool, SourceError> {
+    let body = filter(family, flows.encapsulation);
+    let question = Question {
+        what: "counting tracked tunnels",
+        protocol: NETLINK_NETFILTER,
+        kind: GET,
+        is_dump: true,
+        body: &body,
+    };
+    let mut is_filtered = true;
+    let asked = ask(question, buffer, |message| {
+        let entry = translate::entry(message.payload).map_err(|error| error.to_string())?;
+        if !entry.is_of(flows.encapsulation) {
+            // A kernel that does not know the filter gives everything: no more of it.
+            is_filtered = false;
+            return Err("an entry that was not asked for".to_owned());
+        }
+        flows.entries = flows.entries.saturating_add(1);
+        flows.unreplied = flows.unreplied.saturating_add(u32::from(!entry.replied));
+        Ok(())
+    });
+    if is_filtered {
+        asked?;
+    }
+    Ok(is_filtered)
+}
+
+/// The families that an encapsulation's outer packets may be of: IPIP in IPv6
+/// is another protocol.
+const fn families(encapsulation: Encapsulation) -> &'static [i32] {
+    match encapsulation {
+        Encapsulation::Ipip => &[libc::AF_INET],
+        Encapsulation::Vxlan(_) => &[libc::AF_INET, libc::AF_INET6],
+    }
+}
+
+/// The request for the entries whose first packet was of this encapsulation. A
+/// filter is taken for one family only (ctnetlink_parse_tuple_filter,
+/// net/netfilter/nf_conntrack_netlink.c).
+fn filter(family: i32, encapsulation: Encapsulation) -> Vec<u8> {
     use translate::{attributes as a, filter as f};
     let mut protocol = Vec::new();
     let flags = match encapsulation {
@@ -252,7 +271,10 @@ fn filter(encapsulation: Encapsulation) -> Vec<u8> {
     let mut directions = Vec::new();
     attribute(&mut directions, f::ORIG_FLAGS, &flags.to_ne_bytes());
     attribute(&mut directions, f::REPLY_FLAGS, &0_u32.to_ne_bytes());
-    [HEADER.to_vec(), nested(a::TUPLE_ORIG, &tuple), nested(a::FILTER, &directions)].concat()
+    // Both families fit.
+    let [_, version, id @ ..] = HEADER;
+    let header = [&[u8::try_from(family).unwrap_or_default(), version], &id[..]].concat();
+    [header, nested(a::TUPLE_ORIG, &tuple), nested(a::FILTER, &directions)].concat()
 }
 
 #[cfg(test)]
@@ -284,11 +306,11 @@ mod tests {
 
     #[test]
     fn a_filter_names_protocol_and_port() {
-        let bytes = filter(Encapsulation::Vxlan(8472));
+        let bytes = filter(libc::AF_INET, Encapsulation::Vxlan(8472));
         let words = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
         assert!(words(&8472_u16.to_be_bytes()));
         assert!(words(&(1_u32 << 3 | 1 << 5).to_ne_bytes()));
         assert_eq!(bytes.len() % 4, 0);
-        assert!(filter(Encapsulation::Ipip).len() < bytes.len());
+        assert!(filter(libc::AF_INET, Encapsulation::Ipip).len() < bytes.len());
     }
 }
