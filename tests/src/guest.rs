@@ -18,7 +18,7 @@ const ATTENTION: Duration = Duration::from_millis(50);
 /// The discard service (RFC 863).
 const DISCARD: u16 = 9;
 /// Packets that a sender sends without a pause.
-const BURST: u16 = 20;
+const BURST: u16 = 50;
 /// And the pause.
 const PAUSE: Duration = Duration::from_millis(4);
 

@@ -9,6 +9,7 @@
 )]
 
 mod oracle;
+mod tracking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
