@@ -15,7 +15,7 @@ const CONNECTIONS: &str = "\
 -I -p udp -s 10.0.0.11 -d 10.0.0.12 --sport 40000 --dport 8472 --timeout 600
 -I -p udp -s 10.0.0.11 -d 10.0.0.1 --sport 40001 --dport 53 --timeout 600 -u SEEN_REPLY,ASSURED
 -I -p 4 -s 10.0.0.11 -d 10.0.0.12 --timeout 600
--I -p tcp -f ipv6 -s fd00::b -d fd00::c --sport 40002 --dport 443 --state ESTABLISHED --timeout 600
+-I -p tcp -s fd00::b -d fd00::c --sport 40002 --dport 443 --state ESTABLISHED --timeout 600
 ";
 /// `IPCTNL_MSG_CT_GET` and `_GET_STATS_CPU` of `NFNL_SUBSYS_CTNETLINK`.
 const ENTRIES: u16 = 1 << 8 | 1;
