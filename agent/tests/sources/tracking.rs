@@ -105,7 +105,7 @@ fn a_bgp_session_is_followed_from_its_attempt_to_its_end() {
                 let sockets = shared(&snapshot.sockets)?;
                 let mut of_two =
                     sockets.sessions.iter().filter(|it| it.peer.to_string() == "10.0.0.2");
-                of_two.any(|it| it.state == wanted).then(|| sockets.bgp_listens)
+                of_two.any(|it| it.state == wanted).then_some(sockets.bgp_listens)
             }
         };
         assert!(observer.wait_for("the session", state(SessionState::Established)));
@@ -137,7 +137,7 @@ fn a_service_that_listens_is_asked_how_it_is() {
         assert!(request.starts_with("GET /readiness HTTP/1.1\r\n"), "{request}");
         drop(listener);
         observer.wait_for("nobody who listens", |_, snapshot| {
-            shared(&snapshot.services).filter(|services| services.is_empty()).map(drop)
+            shared(&snapshot.services).filter(Vec::is_empty).map(drop)
         });
         observer.stop();
     });
