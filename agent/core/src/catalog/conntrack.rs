@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 30,
         parents: &[],
         meaning: "The kernel tracks as many connections as it may: packets of new ones are dropped, or entries of others evicted for them. Tunnels, DNS and services fail at random.",
-        remedy: "`sysctl -w net.netfilter.nf_conntrack_max={limit}` in the host's own network namespace, and with Kubernetes kube-proxy's `--conntrack-max-per-core`; `conntrack -L | awk '{print $1, $4, $5}' | sort | uniq -c | sort -n | tail` shows who fills it.",
+        remedy: "`sysctl -w net.netfilter.nf_conntrack_max={limit}` in the host's own network namespace, and with Kubernetes kube-proxy's `--conntrack-max-per-core`; `conntrack -L` shows whose connections fill it.",
     },
     Entry {
         code: Code::ConntrackNearlyFull,
