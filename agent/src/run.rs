@@ -110,18 +110,17 @@ impl Parts {
         let epoch = probe::random_epoch();
         let enabled: BTreeSet<SourceId> =
             source::Options::ALL.into_iter().filter(|&id| config.is_enabled(id)).collect();
-        source::spawn(
-            &source::Options {
-                enabled: enabled.clone(),
-                host_root: config.host_root.clone(),
-                ..source::Options::default()
-            },
-            &updates,
-        )?;
         let (questions, questions_inbox) = watch::channel(Arc::default());
         let is_asked = config.is_enabled(SourceId::Lookups);
         lookups::spawn(is_asked, questions_inbox, updates.clone())?;
         let (plan, plan_inbox) = watch::channel(Arc::default());
+        let options = source::Options {
+            enabled: enabled.clone(),
+            watched: plan_inbox.clone(),
+            host_root: config.host_root.clone(),
+            ..source::Options::default()
+        };
+        source::spawn(&options, &updates)?;
         let hops: Arc<dyn probe::Hops> = if role == Role::Agent
             && config.is_enabled(SourceId::Kernel)
         {

@@ -3,24 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 
 use crate::agent::host_root;
+use crate::guest::Daemon;
 use crate::topology::Cluster;
-
-/// A process that does nothing but bear a name; it is killed when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Bearer(Child);
-
-impl Drop for Bearer {
-    fn drop(&mut self) {
-        // One that already ended is already where it should be.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 impl Cluster {
     fn file(&self, node: usize, path: &str) -> Result<PathBuf> {
@@ -64,13 +52,8 @@ impl Cluster {
         symlink("/usr/bin/sleep", &path)
             .with_context(|| format!("cannot make {}", path.display()))?;
         let mut command = self.node(node)?.netns.command(&path);
-        let child = command
-            .arg("infinity")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot run sleep as {name}"))?;
-        self.bearers.push(Bearer(child));
+        command.arg("infinity");
+        self.guests.push(Box::new(Daemon::start(command)?));
         Ok(())
     }
 }

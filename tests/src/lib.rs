@@ -10,6 +10,7 @@ pub mod classifier;
 pub mod demo;
 pub mod fault;
 pub mod filter;
+mod guest;
 pub mod health;
 mod host;
 pub mod http;

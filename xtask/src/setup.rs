@@ -30,7 +30,7 @@ pub(crate) enum What<'a> {
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
 /// Ubuntu 24.04 call it.
-pub(crate) const NEEDS: [Need<'static>; 8] = [
+pub(crate) const NEEDS: [Need<'static>; 10] = [
     Need {
         what: What::Program("c++"),
         package: "g++",
@@ -70,6 +70,16 @@ pub(crate) const NEEDS: [Need<'static>; 8] = [
         what: What::Program("iperf3"),
         package: "iperf3",
         purpose: "the benchmark of the eBPF programs measures TCP with it",
+    },
+    Need {
+        what: What::Program("conntrack"),
+        package: "conntrack",
+        purpose: "the lab fills tables of tracked connections with it",
+    },
+    Need {
+        what: What::Program("bird"),
+        package: "bird2",
+        purpose: "the lab's nodes speak BGP with it",
     },
 ];
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine, Neighbour,
-    NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey, RouteTable,
-    TrafficControl, Tunnel, table, tunnels,
+    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine,
+    Neighbour, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey,
+    RouteTable, ServiceHealth, Sockets, TrafficControl, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -55,11 +55,17 @@ pub enum SourceId {
     Cni,
     /// Traffic control.
     Traffic,
+    /// Connection tracking (CTNETLINK).
+    Conntrack,
+    /// TCP sockets (sock_diag).
+    Sockets,
+    /// What services of this node answer on their health ports.
+    Services,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -75,6 +81,9 @@ impl SourceId {
         Self::Machine,
         Self::Cni,
         Self::Traffic,
+        Self::Conntrack,
+        Self::Sockets,
+        Self::Services,
     ];
 
     /// The name used in labels and JSON.
@@ -96,6 +105,9 @@ impl SourceId {
             Self::Machine => "machine",
             Self::Cni => "cni",
             Self::Traffic => "traffic",
+            Self::Conntrack => "conntrack",
+            Self::Sockets => "sockets",
+            Self::Services => "services",
         }
     }
 }
@@ -146,6 +158,12 @@ pub enum Update {
     Cni(Box<Cni>),
     /// Queues of devices.
     Traffic(Box<TrafficControl>),
+    /// The table of tracked connections; none where nothing is tracked.
+    Conntrack(Option<Box<Conntrack>>),
+    /// What TCP sockets say of routing sessions.
+    Sockets(Box<Sockets>),
+    /// What services of this node answer: those that listen.
+    Services(Vec<ServiceHealth>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -185,6 +203,9 @@ pub struct Assembly {
     vanished: Vanished,
     cni: Fact<Arc<Cni>>,
     traffic: Fact<Arc<TrafficControl>>,
+    conntrack: Fact<Arc<Conntrack>>,
+    sockets: Fact<Arc<Sockets>>,
+    services: Fact<Arc<Vec<ServiceHealth>>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -252,6 +273,9 @@ impl Assembly {
             vanished: Vanished::default(),
             cni: Fact::default(),
             traffic: Fact::default(),
+            conntrack: Fact::default(),
+            sockets: Fact::default(),
+            services: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -293,6 +317,10 @@ impl Assembly {
             Update::Machine(machine) => {
                 self.machine = Fact::Seen { value: Arc::new(*machine), at };
             }
+            Update::Conntrack(None) => self.conntrack = Fact::Absent { at },
+            Update::Conntrack(Some(table)) => replace(&mut self.conntrack, *table, at),
+            Update::Sockets(sockets) => replace(&mut self.sockets, *sockets, at),
+            Update::Services(services) => replace(&mut self.services, services, at),
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::Cni(cni) => replace(&mut self.cni, *cni, at),
             Update::Traffic(traffic) => replace(&mut self.traffic, *traffic, at),
@@ -351,6 +379,9 @@ impl Assembly {
             SourceId::Machine => self.machine = Fact::Missing(gap),
             SourceId::Cni => self.cni = Fact::Missing(gap),
             SourceId::Traffic => self.traffic = Fact::Missing(gap),
+            SourceId::Conntrack => self.conntrack = Fact::Missing(gap),
+            SourceId::Sockets => self.sockets = Fact::Missing(gap),
+            SourceId::Services => self.services = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -393,6 +424,9 @@ impl Assembly {
             machine: self.machine.clone(),
             cni: self.cni.clone(),
             traffic: self.traffic.clone(),
+            conntrack: self.conntrack.clone(),
+            sockets: self.sockets.clone(),
+            services: self.services.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -16,6 +16,7 @@ pub use crate::ladder::Direction;
 use crate::ladder::{Hop, Segment};
 use crate::model::{
     Encapsulation, Mac, Module, NeighbourState, PeerId, PolicyRule, RouteAnswer, RouteKind,
+    SessionState,
 };
 use crate::probing::{SendError, Stream};
 
@@ -384,6 +385,56 @@ pub enum Evidence {
         /// How many of all since it was made.
         total: u32,
     },
+    /// How full the table of tracked connections is.
+    ConntrackTable {
+        /// Entries.
+        count: u32,
+        /// The most that there may be.
+        max: u32,
+    },
+    /// What a full table of tracked connections cost.
+    ConntrackDropped {
+        /// Packets dropped.
+        packets: u64,
+        /// Entries evicted to make room.
+        evicted: u64,
+        /// In which time.
+        seconds: u64,
+    },
+    /// Tracked outer flows of a tunnel.
+    ConntrackTunnel {
+        /// Its encapsulation.
+        encapsulation: Encapsulation,
+        /// How many.
+        entries: u32,
+        /// Of them, those that never saw a reply.
+        unreplied: u32,
+    },
+    /// BGP sessions with the nodes of this cluster.
+    BgpSessions {
+        /// How many are established.
+        established: u32,
+        /// Of how many that ought to be.
+        of: u32,
+    },
+    /// A BGP session that is not there.
+    BgpSession {
+        /// The other's address.
+        peer: IpAddr,
+        /// How far its connection is.
+        state: SessionState,
+        /// For how long, seconds.
+        seconds: u64,
+    },
+    /// A bad answer of a service's health port.
+    HealthAnswer {
+        /// What was asked.
+        url: String,
+        /// The answer's status; none when none came.
+        status: Option<u16>,
+        /// For how long no good one has come, seconds.
+        seconds: u64,
+    },
 }
 
 impl Evidence {
@@ -403,6 +454,15 @@ impl Evidence {
             }
             Self::Cni(told) => told.placeholders(),
             Self::ProgramDropped { program, .. } => detaching(program),
+            Self::ConntrackTable { max, .. } => {
+                vec![("{limit}", max.saturating_mul(2).to_string())]
+            }
+            Self::ConntrackTunnel { encapsulation: Encapsulation::Vxlan(port), .. } => {
+                vec![("{match}", format!("-p udp --dport {port}"))]
+            }
+            Self::ConntrackTunnel { encapsulation: Encapsulation::Ipip, .. } => {
+                vec![("{match}", "-p 4".to_owned())]
+            }
             _ => Vec::new(),
         }
     }
@@ -554,6 +614,32 @@ impl fmt::Display for Evidence {
                     "{qdisc} of {device} dropped {packets} packets to other nodes in \
                      {LATELY_SECONDS} s, {total} of all since it was made"
                 )
+            }
+            Self::ConntrackTable { count, max } => {
+                let percent = u64::from(*count) * 100 / u64::from(*max).max(1);
+                write!(f, "{count} of {max} connections are tracked ({percent} %)")
+            }
+            Self::ConntrackDropped { packets, evicted, seconds } => write!(
+                f,
+                "connection tracking dropped {packets} packets and evicted {evicted} entries in \
+                 {seconds} s"
+            ),
+            Self::ConntrackTunnel { encapsulation, entries, unreplied } => write!(
+                f,
+                "{entries} tracked connections are {encapsulation} tunnels, {unreplied} of them \
+                 without a reply"
+            ),
+            Self::BgpSessions { established, of } => {
+                write!(f, "{established} of {of} BGP sessions established")
+            }
+            Self::BgpSession { peer, state, seconds } => {
+                write!(f, "none with {peer}: {state} for {seconds} s")
+            }
+            Self::HealthAnswer { url, status: Some(status), seconds } => {
+                write!(f, "{url} answers {status}, for {seconds} s now")
+            }
+            Self::HealthAnswer { url, status: None, seconds } => {
+                write!(f, "{url} does not answer, for {seconds} s now, though something listens")
             }
         }
     }

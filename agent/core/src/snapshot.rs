@@ -10,8 +10,9 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour, NodeName,
-    Peer, PeerId, PolicyRule, RouteTable, TrafficControl, Tunnel, VanishedRoute,
+    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour,
+    NodeName, Peer, PeerId, PolicyRule, RouteTable, ServiceHealth, Sockets, TrafficControl, Tunnel,
+    VanishedRoute,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -58,6 +59,15 @@ pub struct Snapshot {
     /// Queues of devices.
     #[serde(default)]
     pub traffic: Fact<Arc<TrafficControl>>,
+    /// The table of tracked connections.
+    #[serde(default)]
+    pub conntrack: Fact<Arc<Conntrack>>,
+    /// Routing sessions, as TCP sockets tell of them.
+    #[serde(default)]
+    pub sockets: Fact<Arc<Sockets>>,
+    /// Services of this node that listen on their health ports.
+    #[serde(default)]
+    pub services: Fact<Arc<Vec<ServiceHealth>>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::{MAX_BYTES, Seeds};
 
 /// Bytes of `struct nlmsghdr`.
-const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 /// The longest of the request headers (`struct ifinfomsg`); the kernel passes
 /// over what is too much.
 const REQUEST_BYTES: usize = 16;
@@ -99,17 +99,22 @@ fn within(messages: &[Vec<u8>]) -> Vec<u8> {
     taken
 }
 
-/// The messages of a dump, each padded to four bytes.
+/// The messages of a dump of rtnetlink, each padded to four bytes.
 fn dump(kind: u16, family: i32) -> Result<Vec<Vec<u8>>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    let mut body = vec![u8::try_from(family)?];
+    body.resize(REQUEST_BYTES, 0);
+    dump_of(NETLINK_ROUTE, kind, &body)
+}
+
+/// The messages of a dump, each padded to four bytes.
+pub(crate) fn dump_of(protocol: isize, kind: u16, body: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
-    let length = HEADER_BYTES + REQUEST_BYTES;
-    let mut request = u32::try_from(length)?.to_ne_bytes().to_vec();
+    let mut request = u32::try_from(HEADER_BYTES + body.len())?.to_ne_bytes().to_vec();
     request.extend(kind.to_ne_bytes());
     request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     request.extend([0; 8]);
-    request.push(u8::try_from(family)?);
-    request.resize(length, 0);
+    request.extend(body);
     socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;
     let mut found = Vec::new();
     loop {

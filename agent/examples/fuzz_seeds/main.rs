@@ -3,7 +3,7 @@
 //!
 //! In a fresh network namespace with tunnels, routes, rules, neighbours and
 //! forwarding entries it dumps each table, and puts every message into the
-//! folder of the target that reads it. Needs root and iproute2. Seeds that
+//! folder of the target that reads it. Needs root, iproute2 and conntrack. Seeds that
 //! people write (configuration, peers) are not touched.
 //!
 //! ```text
@@ -13,6 +13,7 @@
 mod kernel;
 mod probes;
 mod records;
+mod tracking;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ fn main() -> Result<()> {
     records::write()?;
     probes::write()?;
     // Last, since it leaves this process in another namespace.
-    kernel::write()
+    kernel::write()?;
+    tracking::write()
 }
 
 /// The seeds of one target, written anew.

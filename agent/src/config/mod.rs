@@ -189,6 +189,9 @@ impl Config {
             (SourceId::Machine, raw.sources.machine),
             (SourceId::Cni, raw.sources.cni),
             (SourceId::Traffic, raw.sources.traffic),
+            (SourceId::Conntrack, raw.sources.conntrack),
+            (SourceId::Sockets, raw.sources.sockets),
+            (SourceId::Services, raw.sources.services),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

@@ -61,6 +61,9 @@ pub(super) struct RawSources {
     pub(super) machine: bool,
     pub(super) cni: bool,
     pub(super) traffic: bool,
+    pub(super) conntrack: bool,
+    pub(super) sockets: bool,
+    pub(super) services: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -153,6 +156,9 @@ impl Default for RawSources {
             machine: true,
             cni: true,
             traffic: true,
+            conntrack: true,
+            sockets: true,
+            services: true,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The one wrapper around every run of a source.
 
+use std::thread;
+use std::time::Duration;
+
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
 use overlaywatch_core::fact::Gap;
 use tokio::sync::mpsc::Sender;
 
-use super::SourceError;
+use super::{ATTENTION, SourceError};
 use crate::clock;
 
 /// The receiving end of the updates is gone: the thread has nothing left to do.
@@ -53,6 +56,19 @@ pub(super) fn disabled(updates: &Sender<Update>, source: SourceId) -> Result<(),
     let detail = format!("the source `{}` is switched off in the configuration", source.slug());
     let gap = Some(Gap::Disabled);
     send(updates, Update::Source(SourceReport { source, gap, detail, duration_ns: 0 }))
+}
+
+/// Sleeps, in slices short enough to notice that nobody listens.
+pub(super) fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
+    while !left.is_zero() {
+        if updates.is_closed() {
+            return Err(Closed);
+        }
+        let slice = left.min(ATTENTION);
+        thread::sleep(slice);
+        left -= slice;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
 //! What the kernel says of the network: read, never changed.
 //!
-//! Plain threads feed the assembly's channel: one follows rtnetlink, one reads
-//! /proc, one keeps the eBPF programs ([`kernel`]). Threads rather than tasks, because both spend their time in
-//! system calls that no runtime can suspend, and because a thread keeps the
-//! network namespace it was started in: [`spawn`] reads the namespace of the
-//! thread that calls it.
+//! Plain threads feed the assembly's channel, one for each kind of question.
+//! Threads rather than tasks, because they spend their time in system calls that
+//! no runtime can suspend, and because a thread keeps the network namespace it
+//! was started in: [`spawn`] reads the namespace of the thread that calls it.
 //!
 //! Each source is run by one wrapper that measures it and reports how it fared, so
 //! a source that fails shows as a gap of its own and takes no other along.
 
 mod ask;
 pub mod cni;
+pub mod conntrack;
 mod error;
 pub mod kernel;
 pub mod lookups;
@@ -18,17 +18,21 @@ pub mod machine;
 mod meter;
 pub mod procfs;
 pub mod rtnetlink;
+pub mod sockets;
 pub mod traffic;
 mod wire;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
+use overlaywatch_core::kernel::HookPlan;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 pub use error::SourceError;
 pub use meter::Closed;
@@ -52,11 +56,13 @@ pub struct Options {
     pub event_buffer_bytes: usize,
     /// Where the host's files are.
     pub host_root: PathBuf,
+    /// Which tunnels this node has, as they are told to the eBPF programs.
+    pub watched: watch::Receiver<Arc<HookPlan>>,
 }
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 10] = [
+    pub const ALL: [SourceId; 13] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -67,6 +73,9 @@ impl Options {
         SourceId::Machine,
         SourceId::Cni,
         SourceId::Traffic,
+        SourceId::Conntrack,
+        SourceId::Sockets,
+        SourceId::Services,
     ];
 }
 
@@ -78,6 +87,8 @@ impl Default for Options {
             refresh: Duration::from_secs(30),
             event_buffer_bytes: 16 << 20,
             host_root: "/".into(),
+            // Nobody tells.
+            watched: watch::channel(Arc::default()).1,
         }
     }
 }
@@ -110,6 +121,8 @@ const THREADS: &[(&str, Run)] = &[
     ("machine", machine::run),
     ("cni", |options, updates| cni::run(options, &cni::Roots::at(&options.host_root), updates)),
     ("traffic", traffic::run),
+    ("conntrack", conntrack::run),
+    ("sockets", sockets::run),
 ];
 
 /// Starts the sources in the calling thread's network namespace.

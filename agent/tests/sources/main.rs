@@ -9,6 +9,7 @@
 )]
 
 mod oracle;
+mod tracking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -483,7 +484,9 @@ fn the_host_is_that_of_the_namespace() {
 fn what_is_switched_off_says_so_once_and_reads_nothing() {
     let options = Options { enabled: [SourceId::Rules].into(), ..Options::default() };
     let mut observer = Observer::start(&options);
-    observer.wait_for("all reports", |observer, _| (observer.reports.len() >= 7).then_some(()));
+    observer.wait_for("all reports", |observer, _| {
+        (observer.reports.len() >= Options::ALL.len()).then_some(())
+    });
     for report in &observer.reports {
         let expected = (report.source != SourceId::Rules).then_some(Gap::Disabled);
         assert_eq!(report.gap, expected, "{report:?}");

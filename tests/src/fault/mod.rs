@@ -3,11 +3,13 @@
 
 mod cni;
 mod combined;
+mod conntrack;
 mod expected;
 mod firewall;
 mod host;
 mod quiet;
 mod routing;
+mod sessions;
 mod tables;
 mod tunnel;
 mod underlay;
@@ -139,6 +141,8 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         host::FAULTS,
         routing::FAULTS,
         cni::FAULTS,
+        conntrack::FAULTS,
+        sessions::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,
     ]

@@ -177,12 +177,12 @@ pub(super) const FAULTS: &[Fault] = &[
         inject: |cluster| {
             let sender = IpipSender::start(cluster, A, B)?;
             let refused = interrupt::wait_until(REFUSES_WITHIN, || Ok(sender.is_refused()))?;
-            cluster.strays.push(sender);
+            cluster.guests.push(Box::new(sender));
             ensure!(refused, "nobody refuses IPIP: is the module ipip loaded?");
             Ok(())
         },
         heal: |cluster| {
-            cluster.strays.clear();
+            cluster.guests.clear();
             Ok(())
         },
         spares: &[pods(A, B), pods(B, A), nodes(A, B), pods(A, C)],

@@ -9,6 +9,7 @@
 
 mod shape;
 
+use std::any::Any;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,9 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 pub use shape::{Shape, Vtep};
 
 use crate::agent::{Agent, Launch};
-use crate::host::Bearer;
 use crate::identity;
-use crate::ipip::IpipSender;
 use crate::netns::Netns;
 use crate::pins::Pins;
 
@@ -42,10 +41,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// The namespace of the underlay bridge.
     pub switch: Netns,
-    /// Packets that a fault sends for as long as it lasts.
-    pub(crate) strays: Vec<IpipSender>,
-    /// Processes that bear a name.
-    pub(crate) bearers: Vec<Bearer>,
+    /// What a fault keeps running, until this is dropped.
+    pub(crate) guests: Vec<Box<dyn Any + Send + Sync>>,
     /// How to run agents; none while the nodes run without.
     pub(crate) agents: Option<Launch>,
     directory: RunDirectory,
@@ -106,8 +103,7 @@ impl Cluster {
                 name,
             });
         }
-        let (strays, bearers) = (Vec::new(), Vec::new());
-        let cluster = Self { shape, nodes, switch, strays, bearers, agents: None, directory };
+        let cluster = Self { shape, nodes, switch, guests: Vec::new(), agents: None, directory };
         cluster.on_every_node(|node| cluster.wire(node))?;
         let ports: String =
             cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();

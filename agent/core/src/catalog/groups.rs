@@ -30,10 +30,16 @@ pub(super) const ROUTING: &[Code] =
     &[Code::RoutesVanished, Code::PolicyRuleDiverts, Code::LeftoverRoute];
 /// The peer's kernel itself says that it does not take the encapsulation.
 pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
-/// Something on this node's devices drops packets.
-pub(super) const DROPPERS: &[Code] = &[Code::ForeignProgramDrops, Code::QdiscDrops];
+/// Something on this node drops packets.
+pub(super) const DROPPERS: &[Code] =
+    &[Code::ConntrackFull, Code::ForeignProgramDrops, Code::QdiscDrops];
 /// More is lost already on a layer below.
 pub(super) const LOSS: &[Code] =
     &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];
 /// The peer or this node is cut off.
 pub(super) const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
+/// What keeps the routes to a peer from coming.
+pub(super) const SESSIONS: &[Code] = &[Code::BgpSessionDown];
+/// What a service of the node cannot work with. Each family that names a state
+/// of tables, sets or files which stops Felix or the kubelet adds its codes.
+pub(super) const SERVICE: &[&[Code]] = &[DEVICES, &[Code::ConntrackFull]];

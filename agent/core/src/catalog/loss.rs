@@ -88,7 +88,6 @@ pub(super) const ENTRIES: &[Entry] = &[
                 Code::HostSourceWithoutTunnelAddress,
             ],
             DROPPERS,
-            &[Code::LocalOutputDrop, Code::ForwardingOff],
             PEER,
         ],
         meaning: "Packets were counted at one hop and are missing at the next, and none of the rules knows the reason; the evidence names the kernel's own drop reason and function where it gave one.",

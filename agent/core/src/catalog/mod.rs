@@ -4,6 +4,7 @@
 //! docs page and the alerts, so that they cannot disagree.
 
 mod cni;
+mod conntrack;
 mod device;
 mod ends;
 mod groups;
@@ -11,6 +12,7 @@ mod host;
 mod loss;
 mod peer;
 mod routing;
+mod sessions;
 mod tables;
 mod traffic;
 
@@ -130,6 +132,18 @@ pub enum Code {
     ForeignProgramDrops,
     /// A device's queue drops packets between nodes.
     QdiscDrops,
+    /// The table of tracked connections is full.
+    ConntrackFull,
+    /// The table of tracked connections is nearly full.
+    ConntrackNearlyFull,
+    /// Tunnel packets fill the table of tracked connections.
+    ConntrackTunnelFlows,
+    /// No BGP session with a peer that there was one with, or that is tried.
+    BgpSessionDown,
+    /// Felix says that it is not ready.
+    FelixNotReady,
+    /// Another service of this node says that it is not well.
+    ServiceUnhealthy,
 }
 
 /// The one description of a code.
@@ -195,6 +209,8 @@ const FAMILIES: &[&[Entry]] = &[
     routing::ENTRIES,
     cni::ENTRIES,
     traffic::ENTRIES,
+    conntrack::ENTRIES,
+    sessions::ENTRIES,
 ];
 
 /// How many codes there are.

@@ -1,6 +1,6 @@
 //! Routes, neighbours and forwarding entries that do not lead to the peer.
 
-use super::groups::{DEVICES, PEER, ROUTING};
+use super::groups::{DEVICES, PEER, ROUTING, SESSIONS};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -44,7 +44,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, ROUTING, PEER],
+        parents: &[DEVICES, ROUTING, SESSIONS, PEER],
         meaning: "Peers of this tunnel have a route each; this one has none. With a default route the packets leave unencapsulated instead of being dropped.",
         remedy: "Restart the CNI agent of this node; with Calico see `calicoctl node status` for the BGP session to {peer}.",
     },

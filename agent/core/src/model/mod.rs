@@ -2,6 +2,7 @@
 //! formats: sources translate into these types, rules read them.
 
 mod cni;
+mod conntrack;
 mod host;
 mod link;
 mod lookup;
@@ -9,6 +10,7 @@ mod machine;
 mod neighbour;
 mod peer;
 mod route;
+mod session;
 mod traffic;
 mod tunnel;
 
@@ -21,6 +23,7 @@ pub use cni::{
     AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote, K3sNetwork,
     Plugin, USUAL_DIRECTORY, Untold,
 };
+pub use conntrack::{Conntrack, ConntrackCounters, TunnelFlows};
 pub use host::{DeviceSettings, Host, IpCounters};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use lookup::{
@@ -33,6 +36,7 @@ pub use route::{
     Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable,
     VanishedRoute, protocol, table,
 };
+pub use session::{BgpSession, Service, ServiceHealth, SessionState, Sockets};
 pub use traffic::{Qdisc, TrafficControl};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 

@@ -3,6 +3,7 @@
 
 mod answers;
 mod cni;
+mod conntrack;
 mod host;
 mod kernel;
 mod leftover;
@@ -10,6 +11,7 @@ mod neighbour;
 mod pods;
 mod probe;
 mod route;
+mod sessions;
 mod stack;
 mod traffic;
 mod tunnel;
@@ -139,6 +141,8 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         pods::judge(&context, &mut verdicts);
         leftover::judge(&context, &mut verdicts);
         traffic::judge(&context, &mut verdicts);
+        conntrack::judge(&context, &mut verdicts);
+        sessions::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

@@ -6,15 +6,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::model::{DeviceSettings, Host};
 use tokio::sync::mpsc::Sender;
 
-use super::meter::{Closed, disabled, metered};
-use super::{ATTENTION, Options, SourceError};
+use super::meter::{Closed, disabled, metered, pause};
+use super::{Options, SourceError};
 
 /// What people change by hand, and what costs a file per device, is read
 /// every so many ticks only.
@@ -62,19 +60,6 @@ pub fn run(options: &Options, roots: &Roots, updates: &Sender<Update>) -> Result
         })?;
         pause(options.poll, updates)?;
     }
-}
-
-/// Sleeps, in slices short enough to notice that nobody listens.
-fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
-    while !left.is_zero() {
-        if updates.is_closed() {
-            return Err(Closed);
-        }
-        let slice = left.min(ATTENTION);
-        thread::sleep(slice);
-        left -= slice;
-    }
-    Ok(())
 }
 
 /// Reads the files; the slow ones it remembers for a while.
@@ -214,6 +199,8 @@ fn load(path: &Path, text: &mut String) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs::{create_dir_all, remove_file, write};
+    use std::thread;
+    use std::time::Duration;
 
     use overlaywatch_core::fact::Gap;
     use tokio::sync::mpsc::channel;

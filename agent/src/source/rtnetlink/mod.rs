@@ -95,8 +95,12 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Configuration
         | SourceId::Kernel
         | SourceId::Lookups
-        | SourceId::Machine => return None,
-        SourceId::Cni | SourceId::Traffic => return None,
+        | SourceId::Machine
+        | SourceId::Cni
+        | SourceId::Traffic
+        | SourceId::Conntrack
+        | SourceId::Sockets
+        | SourceId::Services => return None,
     })
 }
 

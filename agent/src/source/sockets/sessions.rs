@@ -1,0 +1,130 @@
+//! BGP sessions over time: a session that is gone leaves no socket behind.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use overlaywatch_core::model::{BgpSession, SessionState};
+use overlaywatch_core::time::{Mono, SECOND};
+
+use super::BGP;
+use super::translate::TcpSocket;
+
+/// A session that nothing was seen of for this long is forgotten.
+const FORGET_NS: u64 = 900 * SECOND;
+/// Addresses that are remembered, at most: more than a cluster has nodes.
+const MOST: usize = 4_096;
+
+/// What is known of each address.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(BTreeMap<IpAddr, BgpSession>);
+
+impl Sessions {
+    /// Whether there is anything to follow.
+    pub(super) fn has_any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Takes what was seen just now.
+    pub(super) fn take(&mut self, at: Mono, sockets: &[TcpSocket]) {
+        let mut seen: BTreeMap<IpAddr, SessionState> = BTreeMap::new();
+        let with_bgp =
+            |socket: &&TcpSocket| BGP == socket.remote.port() || BGP == socket.local.port();
+        for socket in sockets.iter().filter(with_bgp) {
+            let state = seen.entry(socket.remote.ip()).or_insert(SessionState::Closed);
+            *state = (*state).max(socket.session());
+        }
+        for &peer in seen.keys().filter(|peer| !self.0.contains_key(peer)).collect::<Vec<_>>() {
+            if self.0.len() < MOST {
+                self.0.insert(peer, unseen(peer, at));
+            }
+        }
+        for session in self.0.values_mut() {
+            let state = seen.get(&session.peer).copied().unwrap_or(SessionState::Closed);
+            if state != session.state {
+                (session.state, session.since) = (state, at);
+            }
+            match state {
+                SessionState::Established => session.last_established = Some(at),
+                SessionState::SynSent | SessionState::SynReceived => {
+                    session.last_attempt = Some(at);
+                }
+                SessionState::Closed => {}
+            }
+        }
+        self.0.retain(|_, session| {
+            let last = session.last_established.max(session.last_attempt);
+            last.is_some_and(|last| at.since(last) < FORGET_NS)
+        });
+    }
+
+    /// All of them, in order of address.
+    pub(super) fn told(&self) -> Vec<BgpSession> {
+        self.0.values().copied().collect()
+    }
+}
+
+fn unseen(peer: IpAddr, at: Mono) -> BgpSession {
+    let state = SessionState::Closed;
+    BgpSession { peer, state, since: at, last_attempt: None, last_established: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn socket(local: u16, remote: (u8, u16), state: u8) -> TcpSocket {
+        TcpSocket {
+            local: SocketAddr::from(([10, 0, 0, 1], local)),
+            remote: SocketAddr::from(([10, 0, 0, remote.0], remote.1)),
+            state,
+        }
+    }
+
+    fn at(seconds: u64) -> Mono {
+        Mono(seconds * SECOND)
+    }
+
+    #[test]
+    fn the_furthest_of_two_connections_counts_whoever_opened_it() {
+        let mut sessions = Sessions::default();
+        let [trying, open] = [socket(40_000, (2, 179), 2), socket(179, (2, 50_000), 1)];
+        sessions.take(at(1), &[open, trying, socket(5_000, (9, 5_001), 1)]);
+        let told = sessions.told();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].state, SessionState::Established);
+    }
+
+    #[test]
+    fn a_lost_session_is_remembered_for_a_while() {
+        let mut sessions = Sessions::default();
+        sessions.take(at(1), &[socket(179, (2, 50_000), 1)]);
+        sessions.take(at(5), &[]);
+        let lost = sessions.told()[0];
+        assert_eq!((lost.state, lost.since), (SessionState::Closed, at(5)));
+        assert_eq!((lost.last_established, lost.last_attempt), (Some(at(1)), None));
+        sessions.take(at(7), &[socket(40_000, (2, 179), 2)]);
+        assert_eq!(sessions.told()[0].last_attempt, Some(at(7)));
+        sessions.take(at(906), &[]);
+        assert!(sessions.has_any());
+        sessions.take(at(907), &[]);
+        assert!(!sessions.has_any());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut sessions = Sessions::default();
+        for round in 0..3 {
+            let many: Vec<TcpSocket> = (0..2_000_u16)
+                .map(|number| {
+                    let [high, low] = number.to_be_bytes();
+                    let remote = SocketAddr::from(([10, round, high, low], 179));
+                    TcpSocket { remote, ..socket(1, (2, 179), 2) }
+                })
+                .collect();
+            sessions.take(at(1), &many);
+        }
+        assert_eq!(sessions.told().len(), MOST);
+    }
+}
