@@ -206,10 +206,14 @@ impl Tables<'_> {
         match errno {
             ENETUNREACH => Some(Code::RouteMissing),
             EACCES => Some(Code::RouteBlackhole),
+            EHOSTUNREACH if question.pod.is_none() => Some(Code::RouteBlackhole),
+            // It may be the question itself that a kernel does not like.
+            EINVAL if question.pod.is_none() => {
+                self.trap(question.to).map(|_| Code::RouteBlackhole)
+            }
             EINVAL | EHOSTUNREACH => {
-                let trap = self.trap(question.to).and_then(|(_, route)| route);
-                let is_sure = question.pod.is_none() || trap.is_some();
-                is_sure.then_some(Code::RouteBlackhole)
+                let (_, route) = self.trap(question.to)?;
+                route.map(|_| Code::RouteBlackhole)
             }
             _ => None,
         }

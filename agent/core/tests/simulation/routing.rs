@@ -132,9 +132,15 @@ fn what_a_forwarded_packet_is_refused_needs_a_route_that_refuses() {
     world.tick(&mut |_| false);
     let diagnosis = answered(&mut world, from_pod(), refused, 5);
     assert_eq!(codes(&diagnosis), [Code::RouteBlackhole]);
-    // Of the host's own packet there is no doubt.
-    let diagnosis = answered(&mut with_rule(100), to(), refused, 5);
+    let diagnosis = answered(&mut world, to(), refused, 5);
     assert_eq!(codes(&diagnosis), [Code::RouteBlackhole]);
+    // What `unreachable` and `prohibit` answer is in no doubt for the host's own packets.
+    for errno in [13, 113] {
+        let refused = RouteAnswer::Refused { errno };
+        let diagnosis = answered(&mut with_rule(100), to(), refused, 5);
+        assert_eq!(codes(&diagnosis), [Code::RouteBlackhole]);
+    }
+    assert_eq!(codes(&answered(&mut with_rule(100), to(), refused, 5)), []);
 }
 
 /// The device of another plugin, and the answer that leads there.

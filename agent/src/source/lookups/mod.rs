@@ -126,7 +126,10 @@ fn body(question: &RouteQuestion) -> Vec<u8> {
     let source_bits = source.as_ref().map_or(0, |(_, address)| bits(address));
     let mut body = vec![u8::try_from(family).unwrap_or(0), bits(&to), source_bits];
     body.extend([0; 5]);
-    body.extend(LOOKUP_TABLE.to_ne_bytes());
+    // IPv6 always names the table, and refuses a question with this flag
+    // (inet6_rtm_valid_getroute_req, net/ipv6/route.c).
+    let flags = if question.to.is_ipv4() { LOOKUP_TABLE } else { 0 };
+    body.extend(flags.to_ne_bytes());
     attribute(&mut body, libc::RTA_DST, &to);
     if let Some((device, address)) = source {
         attribute(&mut body, libc::RTA_SRC, &address);
@@ -137,6 +140,8 @@ fn body(question: &RouteQuestion) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use overlaywatch_core::model::{IfIndex, RouteKind};
 
     use super::*;
@@ -154,6 +159,16 @@ mod tests {
         // by either name (fib_trie_unmerge, net/ipv4/fib_trie.c).
         assert!([254, 255].contains(&found.table), "table {}", found.table);
         assert_eq!(found.device, Some(IfIndex(1)));
+    }
+
+    #[test]
+    fn an_ipv6_question_is_one_that_the_kernel_takes() {
+        let question = RouteQuestion { to: Ipv6Addr::LOCALHOST.into(), pod: None };
+        assert_eq!(body(&question)[8..12], [0; 4]);
+        let answers = look_up(&[question], &mut wire::buffer()).unwrap();
+        // Where IPv6 is switched off there is no route; a malformed question is EINVAL.
+        let invalid = RouteAnswer::Refused { errno: libc::EINVAL };
+        assert_ne!(answers.answers[0].1, invalid);
     }
 
     #[test]
