@@ -9,7 +9,7 @@ use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
     DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject,
-    misses, says, says_itself,
+    may_speak, misses, says, says_itself,
 };
 use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN};
 use crate::classifier::{self, Way};
@@ -115,10 +115,9 @@ pub(super) const FAULTS: &[Fault] = &[
             misses(B, A, ENCAPSULATION),
             misses(C, A, ENCAPSULATION),
         ],
-        counted: &[
-            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
-            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
-        ],
+        // The sender is told that the queue is full (ENOBUFS), so that there it is
+        // no loss of the path.
+        counted: &[may_speak(A, B), may_speak(A, C)],
         unlike: &[Code::ForeignProgramDrops, Code::EncapsulationLost],
         ..PLAIN
     },

@@ -248,12 +248,15 @@ impl Context<'_> {
         }
         let replies = direction == Direction::Inbound;
         let sum = |drops: &mut dyn Iterator<Item = (&DropSite, bool, u64)>| -> u64 {
-            drops.filter(|(_, is_reply, _)| *is_reply == replies).map(|(_, _, n)| n).sum()
+            drops
+                .filter(|(_, is_reply, _)| *is_reply == replies)
+                .fold(0, |sum, (_, _, n)| sum.saturating_add(n))
         };
         let here = sum(&mut self.dropped_here(peer.id, stream));
         let there = sum(&mut self.dropped_there(pair, stream));
         let (sender, receiver) = if replies { (there, here) } else { (here, there) };
-        let enough = |packets: u64| packets * 2 >= u64::from(view.recent.lost()).max(1);
+        let enough =
+            |packets: u64| packets.saturating_mul(2) >= u64::from(view.recent.lost()).max(1);
         Some(if enough(sender) {
             let from = match stream.encapsulation() {
                 Some(_) => Hop::Encapsulated,
