@@ -9,7 +9,7 @@ use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
     DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject,
-    may_speak, misses, says, says_itself,
+    counts, may_speak, misses, says, says_itself,
 };
 use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN};
 use crate::classifier::{self, Way};
@@ -66,10 +66,7 @@ pub(super) const FAULTS: &[Fault] = &[
             misses(B, A, ENCAPSULATION),
             misses(C, A, ENCAPSULATION),
         ],
-        counted: &[
-            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
-            says(A, Code::LocalOutputDrop, C, OUTBOUND, ENCAPSULATION),
-        ],
+        counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
         unlike: &[Code::EncapsulationLost, Code::QdiscDrops],
         ..PLAIN
     },
@@ -87,7 +84,7 @@ pub(super) const FAULTS: &[Fault] = &[
             says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
             drops_by_program(B, INBOUND, DECAPSULATION, "eth0 ingress bpf pref 7 handle 0x1"),
         ],
-        counted: &[misses(B, A, DECAPSULATION), misses(B, C, DECAPSULATION)],
+        counted: &[counts(B, A, INBOUND, DECAPSULATION), counts(B, C, INBOUND, DECAPSULATION)],
         unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
         ..PLAIN
     },
