@@ -55,7 +55,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 2000,
         clear_after_seconds: 5,
         parents: &[],
-        meaning: "Some addresses belong both to pods and to the network that {device} is in: packets to hosts there are taken for packets to pods and not masqueraded, and a node whose pods have such addresses cannot reach those hosts.",
+        meaning: "Some addresses belong both to pods and to the network that one of the nodes' NICs is in: packets to hosts there are taken for packets to pods and not masqueraded, and a node whose pods have such addresses cannot reach those hosts.",
         remedy: "Choose a pod network that has nothing in common with the nodes' networks (K3s: --cluster-cidr; kubeadm: --pod-network-cidr); an existing cluster must be set up anew for it, or the nodes get other addresses.",
     },
     Entry {
