@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod classifier;
+mod container;
 pub mod demo;
 pub mod fault;
 pub mod filter;

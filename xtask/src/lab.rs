@@ -22,6 +22,7 @@ pub(crate) struct Options {
 /// Builds the agent and the lab, and becomes the lab.
 pub(crate) fn lab(options: &Options) -> Result<()> {
     options.install.setup()?;
+    options.install.provide_old_tools()?;
     build()?;
     shell::become_program(command(&options.arguments)?)
 }

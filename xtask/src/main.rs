@@ -6,6 +6,7 @@
 mod background;
 mod bench;
 mod codes;
+mod debian11;
 mod demo;
 mod duration;
 mod ebpf;
@@ -65,6 +66,11 @@ impl Install {
         self.provide(&setup::NEEDS)
     }
 
+    /// Gets the older tools that the lab runs, or refuses to.
+    fn provide_old_tools(self) -> Result<()> {
+        debian11::provide(!self.no_install)
+    }
+
     /// Installs what is missing of `needs`, or refuses to.
     fn provide(self, needs: &[setup::Need<'_>]) -> Result<()> {
         setup::provide(needs, !self.no_install)
@@ -73,6 +79,7 @@ impl Install {
 
 fn set_up(install: Install) -> Result<()> {
     install.setup()?;
+    install.provide_old_tools()?;
     ebpf::set_up(install)?;
     eprintln!("nothing is missing");
     Ok(())

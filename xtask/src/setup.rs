@@ -30,7 +30,7 @@ pub(crate) enum What<'a> {
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
 /// Ubuntu 24.04 call it.
-pub(crate) const NEEDS: [Need<'static>; 10] = [
+pub(crate) const NEEDS: [Need<'static>; 11] = [
     Need {
         what: What::Program("c++"),
         package: "g++",
@@ -80,6 +80,11 @@ pub(crate) const NEEDS: [Need<'static>; 10] = [
         what: What::Program("bird"),
         package: "bird2",
         purpose: "the lab's nodes speak BGP with it",
+    },
+    Need {
+        what: What::Program("ipset"),
+        package: "ipset",
+        purpose: "the lab fills IP sets and makes them anew with it",
     },
 ];
 
@@ -188,6 +193,11 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
         .args(arguments);
     eprintln!("+ {}", shell::line(&command));
     shell::output(&mut command).map(|_| ())
+}
+
+/// Asks for apt's lists anew.
+pub(crate) fn refresh_lists() -> Result<()> {
+    apt_get(&["update"])
 }
 
 /// Whether apt knows no package at all.

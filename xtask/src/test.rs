@@ -61,6 +61,7 @@ pub(crate) fn test(install: Install) -> Result<()> {
     // stay to read that.
     interrupt::install()?;
     install.setup()?;
+    install.provide_old_tools()?;
     let mut beside = Beside {
         install,
         deny: start(Tool::cargo_deny()?.install().as_ref())?,

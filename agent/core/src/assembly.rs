@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, Link, LinkKind, Lookups, Machine,
-    Neighbour, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route, RouteKey,
-    RouteTable, ServiceHealth, Sockets, TrafficControl, Tunnel, table, tunnels,
+    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, LinkKind, Lookups,
+    Machine, Neighbour, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route,
+    RouteKey, RouteTable, ServiceHealth, Sockets, Tools, TrafficControl, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -61,11 +61,15 @@ pub enum SourceId {
     Sockets,
     /// What services of this node answer on their health ports.
     Services,
+    /// IP sets.
+    Ipset,
+    /// The host's and containers' tools.
+    Tools,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -84,6 +88,8 @@ impl SourceId {
         Self::Conntrack,
         Self::Sockets,
         Self::Services,
+        Self::Ipset,
+        Self::Tools,
     ];
 
     /// The name used in labels and JSON.
@@ -108,6 +114,8 @@ impl SourceId {
             Self::Conntrack => "conntrack",
             Self::Sockets => "sockets",
             Self::Services => "services",
+            Self::Ipset => "ipset",
+            Self::Tools => "tools",
         }
     }
 }
@@ -164,6 +172,10 @@ pub enum Update {
     Sockets(Box<Sockets>),
     /// What services of this node answer: those that listen.
     Services(Vec<ServiceHealth>),
+    /// All IP sets.
+    Ipset(Box<IpSets>),
+    /// All tools.
+    Tools(Box<Tools>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -206,6 +218,8 @@ pub struct Assembly {
     conntrack: Fact<Arc<Conntrack>>,
     sockets: Fact<Arc<Sockets>>,
     services: Fact<Arc<Vec<ServiceHealth>>>,
+    ipsets: Fact<Arc<IpSets>>,
+    tools: Fact<Arc<Tools>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -276,6 +290,8 @@ impl Assembly {
             conntrack: Fact::default(),
             sockets: Fact::default(),
             services: Fact::default(),
+            ipsets: Fact::default(),
+            tools: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -324,6 +340,8 @@ impl Assembly {
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::Cni(cni) => replace(&mut self.cni, *cni, at),
             Update::Traffic(traffic) => replace(&mut self.traffic, *traffic, at),
+            Update::Ipset(sets) => replace(&mut self.ipsets, *sets, at),
+            Update::Tools(tools) => replace(&mut self.tools, *tools, at),
             Update::PeersFile(list) => {
                 self.file = list;
                 self.lists += 1;
@@ -382,6 +400,8 @@ impl Assembly {
             SourceId::Conntrack => self.conntrack = Fact::Missing(gap),
             SourceId::Sockets => self.sockets = Fact::Missing(gap),
             SourceId::Services => self.services = Fact::Missing(gap),
+            SourceId::Ipset => self.ipsets = Fact::Missing(gap),
+            SourceId::Tools => self.tools = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -427,6 +447,8 @@ impl Assembly {
             conntrack: self.conntrack.clone(),
             sockets: self.sockets.clone(),
             services: self.services.clone(),
+            ipsets: self.ipsets.clone(),
+            tools: self.tools.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

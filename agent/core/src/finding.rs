@@ -2,6 +2,7 @@
 //! at the edge, through the `Display` of its parts.
 
 mod cni;
+mod ipset;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::cni::CniEvidence;
+pub use self::ipset::SetEvidence;
 use crate::catalog::Code;
 use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 pub use crate::ladder::Direction;
@@ -367,6 +369,8 @@ pub enum Evidence {
     },
     /// Of CNI plugins.
     Cni(CniEvidence),
+    /// Of IP sets.
+    Set(SetEvidence),
     /// Somebody else's program drops packets.
     ProgramDropped {
         /// The program.
@@ -453,6 +457,7 @@ impl Evidence {
                 vec![("{priority}", rule.priority.to_string()), ("{table}", table)]
             }
             Self::Cni(told) => told.placeholders(),
+            Self::Set(told) => told.placeholders(),
             Self::ProgramDropped { program, .. } => detaching(program),
             Self::ConntrackTable { max, .. } => {
                 vec![("{limit}", max.saturating_mul(2).to_string())]
@@ -604,6 +609,7 @@ impl fmt::Display for Evidence {
             }
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
             Self::Cni(told) => fmt::Display::fmt(told, f),
+            Self::Set(told) => fmt::Display::fmt(told, f),
             Self::ProgramDropped { program, packets } => {
                 write!(f, "{program} dropped {packets} packets in {LATELY_SECONDS} s")
             }

@@ -10,9 +10,9 @@ use crate::assembly::SourceId;
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, Link, Lookups, Machine, Neighbour,
-    NodeName, Peer, PeerId, PolicyRule, RouteTable, ServiceHealth, Sockets, TrafficControl, Tunnel,
-    VanishedRoute,
+    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, Lookups, Machine,
+    Neighbour, NodeName, Peer, PeerId, PolicyRule, RouteTable, ServiceHealth, Sockets, Tools,
+    TrafficControl, Tunnel, VanishedRoute,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -68,6 +68,12 @@ pub struct Snapshot {
     /// Services of this node that listen on their health ports.
     #[serde(default)]
     pub services: Fact<Arc<Vec<ServiceHealth>>>,
+    /// IP sets.
+    #[serde(default)]
+    pub ipsets: Fact<Arc<IpSets>>,
+    /// Tools of the host and of containers on its network.
+    #[serde(default)]
+    pub tools: Fact<Arc<Tools>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

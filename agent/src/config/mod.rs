@@ -192,6 +192,8 @@ impl Config {
             (SourceId::Conntrack, raw.sources.conntrack),
             (SourceId::Sockets, raw.sources.sockets),
             (SourceId::Services, raw.sources.services),
+            (SourceId::Ipset, raw.sources.ipset),
+            (SourceId::Tools, raw.sources.tools),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

@@ -64,6 +64,8 @@ pub(super) struct RawSources {
     pub(super) conntrack: bool,
     pub(super) sockets: bool,
     pub(super) services: bool,
+    pub(super) ipset: bool,
+    pub(super) tools: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -159,6 +161,8 @@ impl Default for RawSources {
             conntrack: true,
             sockets: true,
             services: true,
+            ipset: true,
+            tools: true,
         }
     }
 }

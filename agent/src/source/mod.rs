@@ -12,6 +12,7 @@ mod ask;
 pub mod cni;
 pub mod conntrack;
 mod error;
+pub mod ipset;
 pub mod kernel;
 pub mod lookups;
 pub mod machine;
@@ -19,6 +20,7 @@ mod meter;
 pub mod procfs;
 pub mod rtnetlink;
 pub mod sockets;
+pub mod tools;
 pub mod traffic;
 mod wire;
 
@@ -62,7 +64,7 @@ pub struct Options {
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 13] = [
+    pub const ALL: [SourceId; 15] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -76,6 +78,8 @@ impl Options {
         SourceId::Conntrack,
         SourceId::Sockets,
         SourceId::Services,
+        SourceId::Ipset,
+        SourceId::Tools,
     ];
 }
 
@@ -123,6 +127,8 @@ const THREADS: &[(&str, Run)] = &[
     ("traffic", traffic::run),
     ("conntrack", conntrack::run),
     ("sockets", sockets::run),
+    ("ipset", ipset::run),
+    ("tools", |options, updates| tools::run(options, &tools::Place::default(), updates)),
 ];
 
 /// Starts the sources in the calling thread's network namespace.

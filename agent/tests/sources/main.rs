@@ -8,6 +8,7 @@
     reason = "clippy lets tests fail by panicking, but not the helpers they share"
 )]
 
+mod ipset;
 mod oracle;
 mod tracking;
 

@@ -7,6 +7,7 @@ mod conntrack;
 mod expected;
 mod firewall;
 mod host;
+mod ipset;
 mod quiet;
 mod routing;
 mod sessions;
@@ -143,6 +144,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         cni::FAULTS,
         conntrack::FAULTS,
         sessions::FAULTS,
+        ipset::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,
     ]

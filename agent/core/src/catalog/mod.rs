@@ -9,6 +9,7 @@ mod device;
 mod ends;
 mod groups;
 mod host;
+mod ipset;
 mod loss;
 mod peer;
 mod routing;
@@ -144,6 +145,14 @@ pub enum Code {
     FelixNotReady,
     /// Another service of this node says that it is not well.
     ServiceUnhealthy,
+    /// Calico's ipset cannot read one of the sets.
+    IpsetReaderTooOld,
+    /// Another agent's ipset cannot read one of the sets that it reads.
+    IpsetReaderBehind,
+    /// A set takes no more members.
+    IpsetFull,
+    /// A set soon takes no more members.
+    IpsetNearlyFull,
 }
 
 /// The one description of a code.
@@ -211,6 +220,7 @@ const FAMILIES: &[&[Entry]] = &[
     traffic::ENTRIES,
     conntrack::ENTRIES,
     sessions::ENTRIES,
+    ipset::ENTRIES,
 ];
 
 /// How many codes there are.

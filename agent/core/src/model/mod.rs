@@ -4,6 +4,7 @@
 mod cni;
 mod conntrack;
 mod host;
+mod ipset;
 mod link;
 mod lookup;
 mod machine;
@@ -11,6 +12,7 @@ mod neighbour;
 mod peer;
 mod route;
 mod session;
+mod tools;
 mod traffic;
 mod tunnel;
 
@@ -25,6 +27,7 @@ pub use cni::{
 };
 pub use conntrack::{Conntrack, ConntrackCounters, TunnelFlows};
 pub use host::{DeviceSettings, Host, IpCounters};
+pub use ipset::{IpSet, IpSets, Revisions, SetChange};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use lookup::{
     FoundRoute, LookupPlan, Lookups, PeerAnswers, PodSide, RouteAnswer, RouteQuestion,
@@ -37,6 +40,7 @@ pub use route::{
     VanishedRoute, protocol, table,
 };
 pub use session::{BgpSession, Service, ServiceHealth, SessionState, Sockets};
+pub use tools::{BadToolVersion, ToolProcess, ToolSpace, ToolVersion, Tools};
 pub use traffic::{Qdisc, TrafficControl};
 pub use tunnel::{Encapsulation, Owner, Tunnel, tunnels};
 

@@ -5,6 +5,7 @@ mod answers;
 mod cni;
 mod conntrack;
 mod host;
+mod ipset;
 mod kernel;
 mod leftover;
 mod neighbour;
@@ -143,6 +144,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         traffic::judge(&context, &mut verdicts);
         conntrack::judge(&context, &mut verdicts);
         sessions::judge(&context, &mut verdicts);
+        ipset::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

@@ -101,6 +101,7 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Conntrack
         | SourceId::Sockets
         | SourceId::Services => return None,
+        SourceId::Ipset | SourceId::Tools => return None,
     })
 }
 

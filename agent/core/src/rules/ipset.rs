@@ -1,0 +1,349 @@
+//! IP sets that a tool in use cannot read, and sets that are full.
+//!
+//! Who made a set with a revision that is too new is evidence and no finding of
+//! its own: it harms nobody but the reader, and a plugin that upgrades its own
+//! sets does the same.
+
+use std::collections::BTreeSet;
+
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Evidence, Finding, SetEvidence, Subject, Thing};
+use crate::model::{IpSet, IpSets, ToolProcess, ToolSpace, ToolVersion, Tools};
+
+/// Felix, Calico's agent: it lists all sets, and fails on the first that its
+/// ipset cannot read (calico#11051).
+const FELIX: &str = "calico-node";
+/// Others that read all sets (`ipset save`): K3s's and kube-router's network
+/// policy controllers, Weave's.
+const SAVERS: [&str; 5] = ["kube-router", "k3s", "k3s-server", "k3s-agent", "weave-npc"];
+/// Of them those that also make all sets anew (kube-router#1677).
+const WRITERS: [&str; 4] = ["k3s", "k3s-server", "k3s-agent", "kube-router"];
+/// How kube-router names its own sets.
+const KUBE_ROUTER: [&str; 3] = ["KUBE-SRC-", "KUBE-DST-", "TMP-"];
+
+/// Readers that one finding tells of.
+const MOST_READERS: usize = 4;
+/// Sets that one sentence names.
+const MOST_NAMES: usize = 8;
+/// Full sets that are told of.
+const MOST_FULL: usize = 16;
+/// Below this many members a set may have been made for exactly what is in it.
+const LEAST_CAPACITY: u32 = 64;
+/// A set is nearly full with so many per cent of what fits.
+const NEARLY_PERCENT: u64 = 95;
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let sets = context.now.ipsets.seen();
+    match sets {
+        Some(sets) => fullness(sets, verdicts),
+        None => verdicts.blind(&[Code::IpsetFull, Code::IpsetNearlyFull]),
+    }
+    let (Some(sets), Some(tools)) = (sets, context.now.tools.seen()) else {
+        return verdicts.blind(&[Code::IpsetReaderTooOld, Code::IpsetReaderBehind]);
+    };
+    readers(Code::IpsetReaderTooOld, &[FELIX], sets, tools, verdicts);
+    readers(Code::IpsetReaderBehind, &SAVERS, sets, tools, verdicts);
+}
+
+/// A process that reads all sets with a tool that cannot read all of them.
+struct Reader<'a> {
+    space: &'a ToolSpace,
+    process: &'a ToolProcess,
+    tool: ToolVersion,
+    /// The sets that it cannot read.
+    sets: Vec<(&'a IpSet, u8)>,
+}
+
+fn readers(code: Code, names: &[&str], sets: &IpSets, tools: &Tools, verdicts: &mut Verdicts) {
+    let found: Vec<_> =
+        tools.spaces.iter().filter_map(|space| reader(space, names, sets)).collect();
+    let Some((first, _)) = found.iter().find_map(|reader| reader.sets.first()) else { return };
+    let mut evidence = Vec::new();
+    for reader in found.iter().take(MOST_READERS) {
+        evidence.extend(unreadable(reader));
+    }
+    if found.iter().any(|reader| !reader.space.is_host) {
+        let host = tools.spaces.iter().find(|space| space.is_host);
+        let tool = host.and_then(|host| host.ipset);
+        evidence.push(SetEvidence::HostTool { tool });
+    }
+    let beyond: BTreeSet<_> = found
+        .iter()
+        .flat_map(|reader| reader.sets.iter().map(|(set, _)| set.name.as_str()))
+        .collect();
+    let raised = sets.changes.iter().rev().find(|change| beyond.contains(change.set.as_str()));
+    evidence.extend(raised.map(|change| SetEvidence::MadeAnew {
+        set: change.set.clone(),
+        from: change.from,
+        to: change.to,
+    }));
+    evidence.extend(writer(first, sets, tools));
+    let foreign = sets.sets.iter().map(|set| set.name.as_str());
+    let foreign: Vec<_> = foreign.filter(|name| is_kube_routers(name)).collect();
+    if let Some(name) = foreign.first() {
+        let count = u32::try_from(foreign.len()).unwrap_or(u32::MAX);
+        evidence.push(SetEvidence::KubeRouter { count, name: (*name).to_owned() });
+    }
+    verdicts.add(Finding {
+        code,
+        subject: Subject::Thing { what: Thing::Set, name: first.name.clone() },
+        direction: None,
+        hop: None,
+        evidence: evidence.into_iter().map(Evidence::Set).collect(),
+        confidence: Confidence::Certain,
+    });
+}
+
+/// The reader of this space, if one of `names` runs there and cannot read a set.
+fn reader<'a>(space: &'a ToolSpace, names: &[&str], sets: &'a IpSets) -> Option<Reader<'a>> {
+    let tool = space.ipset?;
+    let process = space.processes.iter().find(|process| names.contains(&process.name.as_str()))?;
+    let mut sets: Vec<_> = sets
+        .sets
+        .iter()
+        .filter_map(|set| Some((set, tool.newest_revision(&set.kind)?)))
+        .filter(|(set, newest)| set.revision > *newest)
+        .collect();
+    // The reader's own before those that the writer made for itself.
+    sets.sort_by_key(|(set, _)| is_kube_routers(&set.name));
+    (!sets.is_empty()).then_some(Reader { space, process, tool, sets })
+}
+
+fn is_kube_routers(set: &str) -> bool {
+    KUBE_ROUTER.iter().any(|own| set.starts_with(own))
+}
+
+fn unreadable(reader: &Reader<'_>) -> Option<SetEvidence> {
+    let (set, newest) = reader.sets.first()?;
+    let others = reader.sets.iter().skip(1).map(|(set, _)| set.name.clone());
+    Some(SetEvidence::Beyond {
+        set: set.name.clone(),
+        set_type: set.kind.clone(),
+        family: set.family,
+        revision: set.revision,
+        newest: *newest,
+        tool: reader.tool,
+        process: reader.process.name.clone(),
+        pid: reader.process.pid,
+        others: others.take(MOST_NAMES - 1).collect(),
+        more: u32::try_from(reader.sets.len().saturating_sub(MOST_NAMES)).unwrap_or(u32::MAX),
+    })
+}
+
+/// Whose tool makes sets of this revision: somebody's who is known to make all
+/// sets anew, else the host's.
+fn writer(set: &IpSet, sets: &IpSets, tools: &Tools) -> Option<SetEvidence> {
+    let offered = sets.types.get(&set.kind)?.max;
+    let makes = |space: &&ToolSpace| {
+        let newest = space.ipset.and_then(|tool| tool.newest_revision(&set.kind));
+        newest.is_some_and(|newest| newest.min(offered) == set.revision)
+    };
+    let known = |space: &ToolSpace| {
+        let mut processes = space.processes.iter();
+        processes.find(|process| WRITERS.contains(&process.name.as_str())).cloned()
+    };
+    let mut spaces = tools.spaces.iter().filter(makes);
+    let named = spaces.clone().find_map(|space| Some((space, Some(known(space)?))));
+    let (space, process) = named.or_else(|| Some((spaces.find(|space| space.is_host)?, None)))?;
+    Some(SetEvidence::Writer {
+        set_type: set.kind.clone(),
+        revision: set.revision,
+        tool: space.ipset?,
+        process: process.as_ref().map(|process| process.name.clone()),
+        pid: process.map(|process| process.pid),
+    })
+}
+
+/// Sets that take no more members, or soon will not. One that no rule refers to
+/// harms nobody, and one that evicts members takes new ones for ever.
+fn fullness(sets: &IpSets, verdicts: &mut Verdicts) {
+    let limited = sets.sets.iter().filter_map(|set| {
+        let capacity = set.capacity.filter(|&capacity| capacity >= LEAST_CAPACITY)?;
+        (set.references > 0 && !set.evicts).then_some((set, capacity))
+    });
+    let mut told = 0;
+    for (set, capacity) in limited {
+        let code = if set.elements >= capacity {
+            Code::IpsetFull
+        } else if u64::from(set.elements) * 100 >= u64::from(capacity) * NEARLY_PERCENT {
+            Code::IpsetNearlyFull
+        } else {
+            continue;
+        };
+        told += 1;
+        if told > MOST_FULL {
+            break;
+        }
+        verdicts.add(Finding {
+            code,
+            subject: Subject::Thing { what: Thing::Set, name: set.name.clone() },
+            direction: None,
+            hop: None,
+            evidence: vec![Evidence::Set(SetEvidence::Filled {
+                set: set.name.clone(),
+                set_type: set.kind.clone(),
+                elements: set.elements,
+                capacity,
+                references: set.references,
+            })],
+            confidence: Confidence::Certain,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::delta::Delta;
+    use crate::fact::{Fact, Gap};
+    use crate::model::{Revisions, SetChange};
+    use crate::snapshot::Snapshot;
+    use crate::time::Mono;
+
+    fn set(name: &str, revision: u8) -> IpSet {
+        IpSet {
+            name: name.to_owned(),
+            kind: "hash:ip".to_owned(),
+            family: Some(4),
+            revision,
+            ..IpSet::default()
+        }
+    }
+
+    fn filled(elements: u32, capacity: u32) -> IpSet {
+        IpSet { elements, capacity: Some(capacity), references: 1, ..set("pods", 5) }
+    }
+
+    fn space(number: u64, ipset: &str, process: &str) -> ToolSpace {
+        ToolSpace {
+            mount_namespace: number,
+            is_host: number == 1,
+            processes: vec![ToolProcess { pid: 4242, name: process.to_owned() }],
+            ipset: Some(ipset.parse().unwrap()),
+            ..ToolSpace::default()
+        }
+    }
+
+    fn seen<T>(value: T) -> Fact<Arc<T>> {
+        Fact::Seen { value: Arc::new(value), at: Mono(1) }
+    }
+
+    fn sets(sets: Vec<IpSet>) -> IpSets {
+        let types = [("hash:ip".to_owned(), Revisions { min: 0, max: 6 })].into();
+        IpSets { sets, types, ..IpSets::default() }
+    }
+
+    fn said(ipsets: Fact<Arc<IpSets>>, tools: Fact<Arc<Tools>>) -> Verdicts {
+        let now = Snapshot { ipsets, tools, ..Snapshot::default() };
+        let mut verdicts = Verdicts::default();
+        let context = Context { delta: Delta { before: None, now: &now }, now: &now, digest: None };
+        judge(&context, &mut verdicts);
+        verdicts
+    }
+
+    fn read(sets: IpSets, spaces: Vec<ToolSpace>) -> Vec<Finding> {
+        let verdicts = said(seen(sets), seen(Tools { spaces }));
+        assert_eq!(verdicts.blind, []);
+        verdicts.findings
+    }
+
+    fn incident() -> (IpSets, Vec<ToolSpace>) {
+        let raised = SetChange { set: "cali40this-host".to_owned(), from: 5, to: 6, at: Mono(9) };
+        let found = vec![set("KUBE-SRC-AB", 6), set("cali40masq", 5), set("cali40this-host", 6)];
+        let sets = IpSets { changes: vec![raised], ..sets(found) };
+        let mut container = space(2, "7.10", FELIX);
+        container.processes[0].pid = 77;
+        (sets, vec![space(1, "7.17", "k3s-server"), container])
+    }
+
+    #[test]
+    fn felix_before_a_set_that_it_cannot_read() {
+        let (sets, spaces) = incident();
+        let findings = read(sets, spaces);
+        let codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
+        assert_eq!(codes, [Code::IpsetReaderTooOld]);
+        let text: Vec<_> = findings[0].evidence.iter().map(ToString::to_string).collect();
+        let text = text.join("\n");
+        for told in [
+            "cali40this-host (hash:ip) has revision 6",
+            "ipset 7.10 of calico-node (process 77)",
+            "up to 5",
+            "nor can it read KUBE-SRC-AB",
+            "host's own ipset is 7.17",
+            "cali40this-host was made anew: its revision was 5 and is 6",
+            "ipset 7.17 of k3s-server (process 4242)",
+            "1 set is named as kube-router names its own: KUBE-SRC-AB",
+        ] {
+            assert!(text.contains(told), "{told} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_knows_the_revision_is_content() {
+        let (newer, _) = incident();
+        for spaces in [
+            vec![space(1, "7.17", "k3s-server"), space(2, "7.16", FELIX)],
+            // Nobody who runs there reads all sets.
+            vec![space(1, "7.17", "k3s-server"), space(2, "7.10", "nginx")],
+            // What the host's administrator has, nobody's agent uses.
+            vec![space(1, "7.10", "kubelet"), space(2, "7.22", FELIX)],
+            // Nothing is said of a version that nobody could tell.
+            vec![ToolSpace { ipset: None, ..space(2, "7.10", FELIX) }],
+        ] {
+            assert_eq!(read(newer.clone(), spaces), []);
+        }
+        let low = sets(vec![set("KUBE-SRC-AB", 5), set("cali40masq", 5)]);
+        assert_eq!(read(low, vec![space(2, "7.10", FELIX)]), []);
+    }
+
+    #[test]
+    fn kube_router_behind_is_a_warning() {
+        let (sets, _) = incident();
+        let code = |spaces| -> Vec<Code> {
+            read(sets.clone(), spaces).iter().map(|finding| finding.code).collect()
+        };
+        assert_eq!(code(vec![space(2, "7.15", "kube-router")]), [Code::IpsetReaderBehind]);
+        assert_eq!(code(vec![space(2, "7.16", "kube-router")]), []);
+    }
+
+    #[test]
+    fn many_sets_are_counted_and_few_named() {
+        let many = (0..500).map(|number| set(&format!("set-{number:03}"), 6)).collect();
+        let findings = read(sets(many), vec![space(2, "7.10", FELIX)]);
+        let text = findings[0].evidence[0].to_string();
+        assert!(text.contains("set-007") && !text.contains("set-008"), "{text}");
+        assert!(text.contains("492 more"), "{text}");
+    }
+
+    #[test]
+    fn a_set_is_full_when_nothing_fits() {
+        let judged = |set: IpSet| -> Vec<Code> {
+            read(sets(vec![set]), vec![]).iter().map(|finding| finding.code).collect()
+        };
+        assert_eq!(judged(filled(1000, 1000)), [Code::IpsetFull]);
+        assert_eq!(judged(filled(999, 1000)), [Code::IpsetNearlyFull]);
+        assert_eq!(judged(filled(950, 1000)), [Code::IpsetNearlyFull]);
+        assert_eq!(judged(filled(949, 1000)), []);
+        assert_eq!(judged(filled(u32::MAX, u32::MAX)), [Code::IpsetFull]);
+        // Made for exactly what is in it.
+        assert_eq!(judged(filled(4, 4)), []);
+        assert_eq!(judged(IpSet { references: 0, ..filled(1000, 1000) }), []);
+        assert_eq!(judged(IpSet { evicts: true, ..filled(1000, 1000) }), []);
+        assert_eq!(judged(IpSet { capacity: None, ..filled(1000, 1000) }), []);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_healthy() {
+        let blind = |ipsets, tools| said(ipsets, tools).blind;
+        let readers = [Code::IpsetReaderTooOld, Code::IpsetReaderBehind];
+        assert_eq!(blind(seen(IpSets::default()), Fact::Missing(Gap::Denied)), readers);
+        let full = [Code::IpsetFull, Code::IpsetNearlyFull];
+        assert_eq!(
+            blind(Fact::Missing(Gap::Denied), seen(Tools::default())),
+            [full, readers].concat()
+        );
+    }
+}
