@@ -23,7 +23,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 0,
         clear_after_seconds: 10,
         parents: &[DEVICES],
-        meaning: "The queueing discipline of {device} takes fewer packets than are to be sent: a rate limit, or a queue that is too short for the load.",
+        meaning: "The queueing discipline of a device takes fewer packets than are to be sent: a rate limit, or a queue that is too short for the load.",
         remedy: "`tc -s qdisc show dev {device}` shows its limits and drops; raise them, or `tc qdisc del dev {device} root` to have the kernel's default again.",
     },
 ];
