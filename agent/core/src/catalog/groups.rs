@@ -42,4 +42,5 @@ pub(super) const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
 pub(super) const SESSIONS: &[Code] = &[Code::BgpSessionDown];
 /// What a service of the node cannot work with. Each family that names a state
 /// of tables, sets or files which stops Felix or the kubelet adds its codes.
-pub(super) const SERVICE: &[&[Code]] = &[DEVICES, &[Code::ConntrackFull]];
+pub(super) const SERVICE: &[&[Code]] =
+    &[DEVICES, &[Code::IpsetReaderTooOld, Code::IpsetFull, Code::ConntrackFull]];
