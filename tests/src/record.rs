@@ -23,6 +23,7 @@ use crate::mode::Mode;
 use crate::poll::{self, Poll};
 use crate::run::wait_until_ready;
 use crate::topology::{Cluster, Shape};
+use crate::traffic::Flow;
 
 /// What stands for a boot's identity: the nil UUID (RFC 9562, 5.9).
 const NO_BOOT: &str = "00000000-0000-0000-0000-000000000000";
@@ -40,6 +41,9 @@ pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result
     let poll = Poll::start(&cluster)?;
     wait_until_ready(&mut cluster, &poll)?;
     let wanted = fault.wanted(&cluster)?;
+    // Live traffic alone tells of some faults.
+    let _flows =
+        fault.breaks.iter().map(|&path| Flow::start(&cluster, path)).collect::<Result<Vec<_>>>()?;
     let since = poll.at(Instant::now());
     (fault.inject)(&mut cluster)?;
     let came = interrupt::wait_until(fault.limits.detect, || {

@@ -8,8 +8,9 @@ use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
     Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, LinkKind, Lookups,
-    Machine, Neighbour, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule, Route,
-    RouteKey, RouteTable, ServiceHealth, Sockets, Tools, TrafficControl, Tunnel, table, tunnels,
+    Machine, Neighbour, Netfilter, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule,
+    Route, RouteKey, RouteTable, ServiceHealth, Sockets, Tools, TrafficControl, Tunnel, table,
+    tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
@@ -65,11 +66,13 @@ pub enum SourceId {
     Ipset,
     /// The host's and containers' tools.
     Tools,
+    /// Netfilter: nftables (NFNL_SUBSYS_NFTABLES), and which xtables there are.
+    Nftables,
 }
 
 impl SourceId {
     /// All sources.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Links,
         Self::Addresses,
         Self::Routes,
@@ -90,6 +93,7 @@ impl SourceId {
         Self::Services,
         Self::Ipset,
         Self::Tools,
+        Self::Nftables,
     ];
 
     /// The name used in labels and JSON.
@@ -116,6 +120,7 @@ impl SourceId {
             Self::Services => "services",
             Self::Ipset => "ipset",
             Self::Tools => "tools",
+            Self::Nftables => "nftables",
         }
     }
 }
@@ -176,6 +181,8 @@ pub enum Update {
     Ipset(Box<IpSets>),
     /// All tools.
     Tools(Box<Tools>),
+    /// Netfilter, summed up.
+    Netfilter(Box<Netfilter>),
     /// How a source fared in its last run. A gap other than none makes its facts missing.
     Source(SourceReport),
 }
@@ -220,6 +227,7 @@ pub struct Assembly {
     services: Fact<Arc<Vec<ServiceHealth>>>,
     ipsets: Fact<Arc<IpSets>>,
     tools: Fact<Arc<Tools>>,
+    netfilter: Fact<Arc<Netfilter>>,
     sources: BTreeMap<SourceId, SourceState>,
     outcomes: Outcomes,
     counters: ProberCounters,
@@ -292,6 +300,7 @@ impl Assembly {
             services: Fact::default(),
             ipsets: Fact::default(),
             tools: Fact::default(),
+            netfilter: Fact::default(),
             sources: BTreeMap::new(),
             outcomes: Outcomes::default(),
             counters: ProberCounters::default(),
@@ -337,6 +346,9 @@ impl Assembly {
             Update::Conntrack(Some(table)) => replace(&mut self.conntrack, *table, at),
             Update::Sockets(sockets) => replace(&mut self.sockets, *sockets, at),
             Update::Services(services) => replace(&mut self.services, services, at),
+            Update::Netfilter(all) => {
+                self.netfilter = Fact::Seen { value: Arc::new(*all), at };
+            }
             Update::Host(host) => self.host = Fact::Seen { value: Arc::new(*host), at },
             Update::Cni(cni) => replace(&mut self.cni, *cni, at),
             Update::Traffic(traffic) => replace(&mut self.traffic, *traffic, at),
@@ -402,6 +414,7 @@ impl Assembly {
             SourceId::Services => self.services = Fact::Missing(gap),
             SourceId::Ipset => self.ipsets = Fact::Missing(gap),
             SourceId::Tools => self.tools = Fact::Missing(gap),
+            SourceId::Nftables => self.netfilter = Fact::Missing(gap),
             SourceId::Probe | SourceId::Peers | SourceId::Configuration => {}
         }
     }
@@ -449,6 +462,7 @@ impl Assembly {
             services: self.services.clone(),
             ipsets: self.ipsets.clone(),
             tools: self.tools.clone(),
+            netfilter: self.netfilter.clone(),
             tunnels,
             underlays: Arc::clone(&self.underlays),
             peers: Arc::clone(&self.peers),

@@ -3,6 +3,7 @@
 
 mod cni;
 mod ipset;
+mod netfilter;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use crate::model::{
     SessionState,
 };
 use crate::probing::{SendError, Stream};
+pub use netfilter::Filtered;
 
 /// What a finding is about. Together with the code it identifies the finding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -360,6 +362,8 @@ pub enum Evidence {
         /// Whether the kernel has it; none where nobody knows.
         available: Option<Module>,
     },
+    /// Something in netfilter's tables.
+    Netfilter(Filtered),
     /// A switch under /proc/sys and its value.
     Sysctl {
         /// Its name, as sysctl(8) prints it.
@@ -447,6 +451,7 @@ impl Evidence {
     #[must_use]
     pub fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::Netfilter(filtered) => filtered.placeholders(),
             Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
             Self::Route { destination: Some(net), device, .. } => {
                 let device = device.as_ref().map(|device| format!(" dev {device}"));
@@ -607,6 +612,7 @@ impl fmt::Display for Evidence {
                 };
                 write!(f, "the module {module} is not loaded{could}")
             }
+            Self::Netfilter(filtered) => filtered.fmt(f),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
             Self::Cni(told) => fmt::Display::fmt(told, f),
             Self::Set(told) => fmt::Display::fmt(told, f),

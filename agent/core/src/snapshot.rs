@@ -11,8 +11,8 @@ use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
     Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, Lookups, Machine,
-    Neighbour, NodeName, Peer, PeerId, PolicyRule, RouteTable, ServiceHealth, Sockets, Tools,
-    TrafficControl, Tunnel, VanishedRoute,
+    Neighbour, Netfilter, NodeName, Peer, PeerId, PolicyRule, RouteTable, ServiceHealth, Sockets,
+    Tools, TrafficControl, Tunnel, VanishedRoute,
 };
 use crate::pairs::PairView;
 use crate::probing::ProberCounters;
@@ -74,6 +74,9 @@ pub struct Snapshot {
     /// Tools of the host and of containers on its network.
     #[serde(default)]
     pub tools: Fact<Arc<Tools>>,
+    /// Netfilter.
+    #[serde(default)]
+    pub netfilter: Fact<Arc<Netfilter>>,
     /// Tunnel devices, from links and addresses.
     pub tunnels: Fact<Arc<Vec<Tunnel>>>,
     /// Devices below the tunnels: those that lead to peers, remembered while

@@ -194,6 +194,7 @@ impl Config {
             (SourceId::Services, raw.sources.services),
             (SourceId::Ipset, raw.sources.ipset),
             (SourceId::Tools, raw.sources.tools),
+            (SourceId::Nftables, raw.sources.nftables),
         ];
         // `Within` keeps both numbers in the range of 16 bits.
         let narrow = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

@@ -66,6 +66,7 @@ pub(super) struct RawSources {
     pub(super) services: bool,
     pub(super) ipset: bool,
     pub(super) tools: bool,
+    pub(super) nftables: bool,
 }
 
 /// Where and how the eBPF programs are kept.
@@ -163,6 +164,7 @@ impl Default for RawSources {
             services: true,
             ipset: true,
             tools: true,
+            nftables: true,
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod lookups;
 pub mod machine;
 mod meter;
+pub mod nftables;
 pub mod procfs;
 pub mod rtnetlink;
 pub mod sockets;
@@ -64,7 +65,7 @@ pub struct Options {
 
 impl Options {
     /// The sources of this module.
-    pub const ALL: [SourceId; 15] = [
+    pub const ALL: [SourceId; 16] = [
         SourceId::Links,
         SourceId::Addresses,
         SourceId::Routes,
@@ -80,6 +81,7 @@ impl Options {
         SourceId::Services,
         SourceId::Ipset,
         SourceId::Tools,
+        SourceId::Nftables,
     ];
 }
 
@@ -129,6 +131,7 @@ const THREADS: &[(&str, Run)] = &[
     ("sockets", sockets::run),
     ("ipset", ipset::run),
     ("tools", |options, updates| tools::run(options, &tools::Place::default(), updates)),
+    ("nftables", nftables::run),
 ];
 
 /// Starts the sources in the calling thread's network namespace.

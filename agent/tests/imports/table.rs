@@ -153,7 +153,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         module: "core::rules",
         may: &[VOCABULARY, "core::delta", "core::outcomes", "core::peers", "core::snapshot"],
-        siblings: Strangers(&[]),
+        siblings: Strangers(&["live"]),
         reason: "a rule judges by the observation alone and knows no other rule; \
                  what is whose consequence is said in the catalog",
     },

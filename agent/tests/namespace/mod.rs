@@ -55,6 +55,7 @@ impl Namespace {
     }
 
     /// Moves a device to another namespace.
+    #[allow(dead_code, reason = "not every test that has namespaces moves devices")]
     pub(crate) fn give(&self, device: &str, to: &Self) {
         let (file, device) = (to.0.try_clone().unwrap(), device.to_owned());
         self.inside(move || {

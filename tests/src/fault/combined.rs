@@ -3,8 +3,9 @@
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, DECAPSULATION, ENCAPSULATION, OUT_OR_BOTH, OUTBOUND, WIRE, counts, misses, says,
+    BOTH, DECAPSULATION, ENCAPSULATION, INBOUND, OUT_OR_BOTH, OUTBOUND, WIRE, counts, misses, says,
 };
+use super::firewall::{filtered_in, filtered_out};
 use super::underlay::{block_tunnel, middle_passes};
 use super::{A, B, C, D, Fault, PLAIN, addresses};
 use crate::filter::{self, Drops, Place};
@@ -76,11 +77,12 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(A, C)],
         spares: &[pods(B, A), pods(C, A), pods(B, C), nodes(A, B), nodes(A, C)],
         expected: &[
-            says(A, Code::LocalOutputDrop, B, OUTBOUND, ENCAPSULATION),
+            filtered_out(A).telling(&["hook output", "ip daddr"]),
             says(A, Code::UnexplainedLoss, C, OUTBOUND, DECAPSULATION),
             misses(B, A, ENCAPSULATION),
-            misses(C, A, DECAPSULATION),
+            filtered_in(C).telling(&["hook input", "ip saddr"]),
         ],
+        counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(C, A, INBOUND, DECAPSULATION)],
         unlike: &[Code::EncapsulationLost],
         ..PLAIN
     },

@@ -8,6 +8,7 @@ mod expected;
 mod firewall;
 mod host;
 mod ipset;
+mod netfilter;
 mod quiet;
 mod routing;
 mod sessions;
@@ -137,6 +138,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     [
         underlay::FAULTS,
         firewall::FAULTS,
+        netfilter::FAULTS,
         tunnel::FAULTS,
         tables::FAULTS,
         host::FAULTS,

@@ -33,6 +33,8 @@ pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// Something on this node drops packets.
 pub(super) const DROPPERS: &[Code] =
     &[Code::ConntrackFull, Code::ForeignProgramDrops, Code::QdiscDrops];
+/// This node's own filters.
+pub(super) const FILTERS: &[Code] = &[Code::EncapsulationFiltered, Code::ForwardPolicyDrop];
 /// More is lost already on a layer below.
 pub(super) const LOSS: &[Code] =
     &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];
@@ -42,5 +44,7 @@ pub(super) const PEER: &[Code] = &[Code::NodeIsolated, Code::PeerUnreachable];
 pub(super) const SESSIONS: &[Code] = &[Code::BgpSessionDown];
 /// What a service of the node cannot work with. Each family that names a state
 /// of tables, sets or files which stops Felix or the kubelet adds its codes.
-pub(super) const SERVICE: &[&[Code]] =
-    &[DEVICES, &[Code::IpsetReaderTooOld, Code::IpsetFull, Code::ConntrackFull]];
+pub(super) const SERVICE: &[&[Code]] = &[
+    DEVICES,
+    &[Code::IpsetReaderTooOld, Code::IpsetFull, Code::ConntrackFull, Code::NftTableIncompatible],
+];

@@ -1,6 +1,6 @@
 //! What probes and counted hops tell of a path.
 
-use super::groups::{DEVICES, DROPPERS, ENDS, LOSS, PEER, REFUSED, TABLES};
+use super::groups::{DEVICES, DROPPERS, ENDS, FILTERS, LOSS, PEER, REFUSED, TABLES};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -11,7 +11,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 0,
         clear_after_seconds: 30,
-        parents: &[DEVICES, ENDS, TABLES, DROPPERS, PEER],
+        parents: &[DEVICES, ENDS, TABLES, DROPPERS, FILTERS, PEER],
         meaning: "Packets are encapsulated and then dropped on this host before they reach the NIC: as a rule a firewall rule in OUTPUT.",
         remedy: "`nft list ruleset | grep -n drop` and the counters of rules in the output hook; allow the encapsulation to the other nodes.",
     },
@@ -22,7 +22,16 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 500,
         clear_after_seconds: 30,
-        parents: &[DEVICES, ENDS, TABLES, REFUSED, DROPPERS, &[Code::LocalOutputDrop], PEER],
+        parents: &[
+            DEVICES,
+            ENDS,
+            TABLES,
+            REFUSED,
+            DROPPERS,
+            FILTERS,
+            &[Code::LocalOutputDrop],
+            PEER,
+        ],
         meaning: "Probes through the tunnel vanish while plain UDP between the same two nodes passes: what carries the encapsulation (its UDP port or IP protocol) is swallowed between the two tunnel devices.",
         remedy: "Allow the encapsulation ({encapsulation}) between the nodes, both ways: cloud firewall or security group, host firewall on {peer} (input), and NSX/ESXi which claims VXLAN ports for itself. If pods still reach each other, only the probes' UDP 9977 is filtered inside the tunnel.",
     },
@@ -33,7 +42,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Warning,
         raise_after_ms: 500,
         clear_after_seconds: 30,
-        parents: &[DEVICES, ENDS, TABLES, REFUSED, DROPPERS, LOSS, PEER],
+        parents: &[DEVICES, ENDS, TABLES, REFUSED, DROPPERS, FILTERS, LOSS, PEER],
         meaning: "More probes through the tunnel are lost than a healthy path loses, and fewer in the underlay.",
         remedy: "Compare drop counters of the tunnel devices on both ends (`ip -s link`), and look for rate limits on the encapsulation's port.",
     },
@@ -62,6 +71,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             TABLES,
             REFUSED,
             DROPPERS,
+            FILTERS,
             LOSS,
             &[Code::OverlayLoss],
             PEER,
@@ -88,6 +98,7 @@ pub(super) const ENTRIES: &[Entry] = &[
                 Code::HostSourceWithoutTunnelAddress,
             ],
             DROPPERS,
+            FILTERS,
             PEER,
         ],
         meaning: "Packets were counted at one hop and are missing at the next, and none of the rules knows the reason; the evidence names the kernel's own drop reason and function where it gave one.",

@@ -11,6 +11,7 @@ mod groups;
 mod host;
 mod ipset;
 mod loss;
+mod netfilter;
 mod peer;
 mod routing;
 mod sessions;
@@ -153,6 +154,22 @@ pub enum Code {
     IpsetFull,
     /// A set soon takes no more members.
     IpsetNearlyFull,
+    /// A netfilter rule or policy of this node drops outer packets.
+    EncapsulationFiltered,
+    /// A policy drops what this node should forward.
+    ForwardPolicyDrop,
+    /// A controller's rules were removed all at once.
+    FirewallFlushed,
+    /// iptables cannot read a table.
+    NftTableIncompatible,
+    /// iptables prints a rule without its condition.
+    NftRuleMisprinted,
+    /// A base chain that iptables does not have, in one of its tables.
+    ForeignBaseChain,
+    /// Both backends of iptables have rules.
+    IptablesBackendsMixed,
+    /// One rule again and again.
+    RulesFlood,
 }
 
 /// The one description of a code.
@@ -221,6 +238,7 @@ const FAMILIES: &[&[Entry]] = &[
     conntrack::ENTRIES,
     sessions::ENTRIES,
     ipset::ENTRIES,
+    netfilter::ENTRIES,
 ];
 
 /// How many codes there are.

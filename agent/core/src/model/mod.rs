@@ -9,6 +9,7 @@ mod link;
 mod lookup;
 mod machine;
 mod neighbour;
+mod netfilter;
 mod peer;
 mod route;
 mod session;
@@ -34,6 +35,11 @@ pub use lookup::{
 };
 pub use machine::{Machine, Module};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
+pub use netfilter::{
+    BaseChain, Blocker, ChainHook, Committer, Controller, Family, Flood, Flushed, Illegible,
+    LegacyTable, MOST_BASE_CHAINS, MOST_FLOODS, MOST_RULES, MOST_TABLES, Matches, Netfilter,
+    NftTable, Outer, Programmed, REPEATED, Readers, RuleAt, is_of_iptables,
+};
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
     Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable,

@@ -1,10 +1,11 @@
 //! What the kernel counted: ICMP errors about outer packets, live traffic that
 //! it drops, and what it says of the losses that other rules found.
 
+use super::live;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
-use crate::kernel::{DropForm, KernelCounts, PacketDrop};
+use crate::kernel::KernelCounts;
 use crate::ladder::{Hop, Segment};
 use crate::model::{Peer, PeerId, PeerTunnel};
 use crate::pairs::StreamView;
@@ -13,14 +14,6 @@ use crate::probing::Stream;
 /// Errors in the last seconds that mean that encapsulated packets are refused
 /// as they come: a kernel sends at most one a second (ip-sysctl, icmp_ratelimit).
 const REFUSALS: u64 = 3;
-/// Dropped packets of live traffic below which nothing is said.
-const LIVE_DROPS: u64 = 10;
-/// Of the live traffic with a peer, so much must be dropped, in per cent: a
-/// network policy drops some of it, a broken host all.
-const LIVE_SHARE: u64 = 90;
-/// EtherTypes of packets that pods send each other; the rest is the host's own noise.
-const IP: [u16; 2] = [0x0800, 0x86dd];
-
 /// The peer itself refuses outer packets.
 pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(counts) = context.now.kernel.seen() else {
@@ -92,30 +85,8 @@ fn dropped(
     outbound: bool,
 ) -> Option<Finding> {
     let encapsulation = leads.encapsulation;
-    let is_live = |drop: &&PacketDrop| {
-        drop.form == DropForm::Inner
-            && drop.probe.is_none()
-            && drop.peer == Some(peer.id)
-            && drop.outbound == outbound
-            && IP.contains(&drop.ethertype)
-            && !drop.site.is_of_socket()
-    };
-    let drops: u64 = counts.drops.iter().filter(is_live).map(|drop| drop.lately).sum();
-    let passed = |way: bool| -> u64 {
-        counts
-            .traffic
-            .iter()
-            .filter(|t| t.peer == peer.id.0 && t.encapsulation == encapsulation)
-            .filter(|t| t.outbound == way)
-            .map(|t| t.lately)
-            .sum()
-    };
-    // What leaves is counted after the drop, what comes in before it.
-    let all = if outbound { drops + passed(true) } else { passed(false).max(drops) };
-    if drops < LIVE_DROPS || drops * 100 < all * LIVE_SHARE {
-        return None;
-    }
-    let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
+    let live::Dropped { worst, packets, outbound: sent, inbound: received } =
+        live::dropped(counts, peer, leads, outbound)?;
     let (direction, hop) = if !outbound {
         (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
     } else if worst.site.device.as_ref().is_none_or(|device| *device == leads.device) {
@@ -131,10 +102,10 @@ fn dropped(
         direction: Some(direction),
         hop: Some(hop),
         evidence: vec![
-            Evidence::LiveTraffic { encapsulation, outbound: passed(true), inbound: passed(false) },
-            Evidence::KernelDropped { here: true, site: worst.site.clone(), packets: drops },
+            Evidence::LiveTraffic { encapsulation, outbound: sent, inbound: received },
+            Evidence::KernelDropped { here: true, site: worst.site.clone(), packets },
         ],
-        // The node may be told to drop it: a rule that reads its tables can say.
+        // The node may be told to drop it.
         confidence: Confidence::Low,
     })
 }
@@ -180,7 +151,7 @@ fn places(view: &StreamView) -> impl Iterator<Item = Evidence> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{DropSite, Traffic};
+    use crate::kernel::{DropForm, DropSite, PacketDrop, Traffic};
     use crate::model::{Encapsulation, IfIndex, Origin};
 
     const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);

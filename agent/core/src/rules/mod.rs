@@ -8,7 +8,9 @@ mod host;
 mod ipset;
 mod kernel;
 mod leftover;
+mod live;
 mod neighbour;
+mod netfilter;
 mod pods;
 mod probe;
 mod route;
@@ -145,6 +147,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         conntrack::judge(&context, &mut verdicts);
         sessions::judge(&context, &mut verdicts);
         ipset::judge(&context, &mut verdicts);
+        netfilter::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

@@ -101,7 +101,7 @@ fn follower(source: SourceId, options: &Options) -> Option<Box<dyn Follow>> {
         | SourceId::Conntrack
         | SourceId::Sockets
         | SourceId::Services => return None,
-        SourceId::Ipset | SourceId::Tools => return None,
+        SourceId::Ipset | SourceId::Tools | SourceId::Nftables => return None,
     })
 }
 

@@ -1,0 +1,216 @@
+//! Which packets a rule is about, as far as it is read here.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::model::Encapsulation;
+
+/// IPPROTO_UDP.
+const UDP: u8 = 17;
+/// IPPROTO_IPIP.
+const IPIP: u8 = 4;
+
+/// Conditions of a rule; all of them must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Matches {
+    /// IP protocol.
+    pub protocol: Option<u8>,
+    /// Destination ports, first and last.
+    pub to_ports: Option<(u16, u16)>,
+    /// Source ports, first and last.
+    pub from_ports: Option<(u16, u16)>,
+    /// Source addresses.
+    pub source: Option<IpNet>,
+    /// Destination addresses.
+    pub destination: Option<IpNet>,
+    /// Device that they came in by.
+    pub in_device: Option<String>,
+    /// Device that they leave by.
+    pub out_device: Option<String>,
+    /// There are further conditions, which are not read here.
+    pub more: bool,
+}
+
+/// The outer header of a tunnel's packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer<'a> {
+    /// What they are.
+    pub encapsulation: Encapsulation,
+    /// Where they come from, where that is known.
+    pub from: Option<IpAddr>,
+    /// Where they go, where that is known.
+    pub to: Option<IpAddr>,
+    /// The device that they came in by; none for one's own.
+    pub in_device: Option<&'a str>,
+}
+
+impl Matches {
+    /// Both conditions together.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        fn both<T: Clone + PartialEq>(
+            one: &Option<T>,
+            two: &Option<T>,
+            more: &mut bool,
+        ) -> Option<T> {
+            match (one, two) {
+                (Some(one), Some(two)) => {
+                    *more |= one != two;
+                    Some(two.clone())
+                }
+                (one, two) => two.clone().or_else(|| one.clone()),
+            }
+        }
+        let mut more = self.more || other.more;
+        Self {
+            protocol: both(&self.protocol, &other.protocol, &mut more),
+            to_ports: both(&self.to_ports, &other.to_ports, &mut more),
+            from_ports: both(&self.from_ports, &other.from_ports, &mut more),
+            source: both(&self.source, &other.source, &mut more),
+            destination: both(&self.destination, &other.destination, &mut more),
+            in_device: both(&self.in_device, &other.in_device, &mut more),
+            out_device: both(&self.out_device, &other.out_device, &mut more),
+            more,
+        }
+    }
+
+    /// Whether packets of some tunnel may meet them: not those of other protocols.
+    #[must_use]
+    pub fn may_be_outer(&self) -> bool {
+        self.protocol.is_none_or(|protocol| protocol == UDP || protocol == IPIP)
+    }
+
+    /// How likely it is that they mean a tunnel's packets: less is likelier.
+    #[must_use]
+    pub fn rank(&self) -> u8 {
+        let names = self.protocol == Some(IPIP) || self.to_ports.is_some();
+        u8::from(!names) * 2 + u8::from(self.more)
+    }
+
+    /// Whether a tunnel's packets may meet them; what is not known of a packet
+    /// keeps nothing away from it.
+    #[must_use]
+    pub fn may_meet(&self, outer: Outer<'_>) -> bool {
+        let (protocol, port) = match outer.encapsulation {
+            Encapsulation::Ipip => (IPIP, None),
+            Encapsulation::Vxlan(port) => (UDP, Some(port)),
+        };
+        let lies_in = |net: Option<IpNet>, address: Option<IpAddr>| match (net, address) {
+            (Some(net), Some(address)) => net.contains(&address),
+            _ => true,
+        };
+        self.protocol.is_none_or(|own| own == protocol)
+            && match (self.to_ports, port) {
+                (None, _) => true,
+                (Some((first, last)), Some(port)) => (first..=last).contains(&port),
+                (Some(_), None) => false,
+            }
+            // A VXLAN source port is made from the inner packet's hash
+            // (udp_flow_src_port, include/net/udp.h): anything.
+            && (self.from_ports.is_none() || port.is_some())
+            && lies_in(self.source, outer.from)
+            && lies_in(self.destination, outer.to)
+            && match (&self.in_device, outer.in_device) {
+                (Some(own), Some(device)) => own == device,
+                (Some(_), None) => false,
+                (None, _) => true,
+            }
+    }
+}
+
+impl fmt::Display for Matches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if let Some(device) = &self.in_device {
+            words.push(format!("iifname {device}"));
+        }
+        if let Some(device) = &self.out_device {
+            words.push(format!("oifname {device}"));
+        }
+        for (side, net) in [("saddr", self.source), ("daddr", self.destination)] {
+            if let Some(net) = net {
+                let family = if net.addr().is_ipv6() { "ip6" } else { "ip" };
+                let is_host = net.prefix_len() == net.max_prefix_len();
+                let net = if is_host { net.addr().to_string() } else { net.to_string() };
+                words.push(format!("{family} {side} {net}"));
+            }
+        }
+        let name = match self.protocol {
+            Some(UDP) => "udp".to_owned(),
+            Some(6) => "tcp".to_owned(),
+            Some(IPIP) => "ipencap".to_owned(),
+            Some(1) => "icmp".to_owned(),
+            Some(number) => number.to_string(),
+            None => "th".to_owned(),
+        };
+        let ports = [("sport", self.from_ports), ("dport", self.to_ports)];
+        for (side, (first, last)) in ports.iter().filter_map(|(side, p)| Some((side, (*p)?))) {
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            words.push(format!("{name} {side} {range}"));
+        }
+        if self.protocol.is_some() && ports.iter().all(|(_, ports)| ports.is_none()) {
+            words.push(format!("ip protocol {name}"));
+        }
+        if self.more {
+            words.push("further conditions".to_owned());
+        }
+        if words.is_empty() {
+            words.push("everything".to_owned());
+        }
+        f.write_str(&words.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VXLAN: Outer<'static> =
+        Outer { encapsulation: Encapsulation::Vxlan(8472), from: None, to: None, in_device: None };
+
+    fn ports(first: u16, last: u16) -> Matches {
+        Matches { protocol: Some(UDP), to_ports: Some((first, last)), ..Matches::default() }
+    }
+
+    #[test]
+    fn a_tunnel_meets_its_port_and_its_protocol() {
+        let ipip = Outer { encapsulation: Encapsulation::Ipip, ..VXLAN };
+        assert!(ports(8472, 8472).may_meet(VXLAN) && ports(1, 9000).may_meet(VXLAN));
+        assert!(!ports(4789, 4789).may_meet(VXLAN) && !ports(8472, 8472).may_meet(ipip));
+        let protocol = Matches { protocol: Some(IPIP), ..Matches::default() };
+        assert!(protocol.may_meet(ipip) && !protocol.may_meet(VXLAN));
+        assert!(Matches::default().may_meet(ipip) && Matches::default().may_meet(VXLAN));
+    }
+
+    #[test]
+    fn addresses_and_devices_keep_others_away() {
+        let to = |text: &str| Outer { to: Some(text.parse().unwrap()), ..VXLAN };
+        let net = Some("10.0.0.0/30".parse().unwrap());
+        let matches = Matches { destination: net, ..ports(8472, 8472) };
+        assert!(matches.may_meet(to("10.0.0.2")) && !matches.may_meet(to("10.0.0.9")));
+        let inwards = Matches { in_device: Some("docker0".to_owned()), ..Matches::default() };
+        assert!(!inwards.may_meet(VXLAN));
+        assert!(inwards.may_meet(Outer { in_device: Some("docker0"), ..VXLAN }));
+        assert!(!inwards.may_meet(Outer { in_device: Some("eth0"), ..VXLAN }));
+    }
+
+    #[test]
+    fn reads_as_nft_writes_it() {
+        let net = Some("10.0.0.2/32".parse().unwrap());
+        let matches = Matches { destination: net, more: true, ..ports(8472, 8473) };
+        assert_eq!(matches.to_string(), "ip daddr 10.0.0.2 udp dport 8472-8473 further conditions");
+        assert_eq!(Matches::default().to_string(), "everything");
+        let ipip = Matches { protocol: Some(4), ..Matches::default() };
+        assert_eq!(ipip.to_string(), "ip protocol ipencap");
+    }
+
+    #[test]
+    fn conditions_that_contradict_each_other_are_uncertain() {
+        let both = ports(1, 2).and(&ports(8472, 8472));
+        assert!(both.more && both.to_ports == Some((8472, 8472)));
+        assert!(!ports(1, 2).and(&Matches::default()).more);
+    }
+}

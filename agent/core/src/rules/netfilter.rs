@@ -1,0 +1,357 @@
+//! Netfilter's tables: what drops the overlay's packets now, and what will keep
+//! the network's own programs from working.
+
+use super::live;
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Direction, Evidence, Filtered, Finding, Subject, Thing};
+use crate::kernel::{DropForm, DropSite, KernelCounts, PacketDrop};
+use crate::ladder::{Hop, Segment};
+use crate::model::{
+    BaseChain, ChainHook, Encapsulation, Family, Illegible, Netfilter, NftTable, Outer, Owner,
+    Readers,
+};
+
+/// All that is judged here.
+const CODES: [Code; 8] = [
+    Code::EncapsulationFiltered,
+    Code::ForwardPolicyDrop,
+    Code::FirewallFlushed,
+    Code::NftTableIncompatible,
+    Code::NftRuleMisprinted,
+    Code::ForeignBaseChain,
+    Code::IptablesBackendsMixed,
+    Code::RulesFlood,
+];
+/// Outer packets that netfilter dropped lately, below which nothing is said: a
+/// ruleset that is being replaced may cost one.
+const OUTER_DROPS: u64 = 2;
+/// Rules of one kind that one finding names.
+const MOST_NAMED: usize = 3;
+/// Hooks that outer packets pass on their way out.
+const OUTWARDS: [ChainHook; 3] = [ChainHook::Output, ChainHook::Postrouting, ChainHook::Egress];
+/// Those that they pass on their way in.
+const INWARDS: [ChainHook; 3] = [ChainHook::Ingress, ChainHook::Prerouting, ChainHook::Input];
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let (Some(netfilter), Some(tunnels)) =
+        (context.now.netfilter.seen(), context.now.tunnels.seen())
+    else {
+        return verdicts.blind(&CODES);
+    };
+    if tunnels.is_empty() {
+        return;
+    }
+    match context.now.kernel.seen() {
+        Some(counts) => {
+            filtered(context, netfilter, counts, verdicts);
+            forward_policy(context, netfilter, counts, verdicts);
+        }
+        None => verdicts.blind(&[Code::EncapsulationFiltered, Code::ForwardPolicyDrop]),
+    }
+    // A tunnel of one's own making needs none of the programs that use iptables.
+    if tunnels.iter().any(|tunnel| tunnel.owner != Owner::Unknown) {
+        for table in &netfilter.tables {
+            legibility(table, verdicts);
+            foreign_chains(table, verdicts);
+            floods(table, verdicts);
+        }
+        backends(netfilter, verdicts);
+        flushed(netfilter, verdicts);
+    }
+}
+
+fn finding(code: Code, subject: Subject, evidence: Vec<Evidence>) -> Finding {
+    let confidence = Confidence::Certain;
+    Finding { code, subject, direction: None, hop: None, evidence, confidence }
+}
+
+fn thing(what: Thing, name: String) -> Subject {
+    Subject::Thing { what, name }
+}
+
+/// Whether netfilter dropped it. A kernel without reasons frees what nftables
+/// drops in the function that runs the hooks.
+fn is_of_netfilter(site: &DropSite) -> bool {
+    match (&site.reason, &site.function) {
+        (Some(reason), _) => reason.starts_with("NETFILTER_"),
+        (None, Some(function)) => function == "nft_do_chain" || function == "nf_hook_slow",
+        (None, None) => false,
+    }
+}
+
+/// What may have dropped a packet, and how well it fits: less is better.
+struct Suspect<'a> {
+    table: &'a NftTable,
+    chain: &'a str,
+    rank: u8,
+    evidence: Filtered,
+}
+
+/// Outer packets that netfilter drops here, by what drops them.
+fn filtered(
+    context: &Context<'_>,
+    netfilter: &Netfilter,
+    counts: &KernelCounts,
+    verdicts: &mut Verdicts,
+) {
+    let mut found: Vec<Finding> = Vec::new();
+    let drops = counts.drops.iter().filter(|drop| {
+        drop.form == DropForm::Outer && drop.lately >= OUTER_DROPS && is_of_netfilter(&drop.site)
+    });
+    for drop in drops {
+        let Some(suspect) = suspect(context, netfilter, drop) else { continue };
+        let (direction, hop) = if drop.outbound {
+            (Direction::Outbound, Segment { from: Hop::Encapsulated, to: Hop::LeftNic })
+        } else {
+            (Direction::Inbound, Segment { from: Hop::ReachedNic, to: Hop::Decapsulated })
+        };
+        let name = format!("{} {}", suspect.table.title(), suspect.chain);
+        let subject = thing(Thing::Chain, name);
+        let dropped =
+            Evidence::KernelDropped { here: true, site: drop.site.clone(), packets: drop.lately };
+        if let Some(known) = found.iter_mut().find(|known| known.subject == subject) {
+            if known.direction != Some(direction) {
+                (known.direction, known.hop) = (Some(Direction::Both), None);
+            }
+            if known.evidence.len() <= MOST_NAMED {
+                known.evidence.push(dropped);
+            }
+            continue;
+        }
+        found.push(Finding {
+            direction: Some(direction),
+            hop: Some(hop),
+            // A rule with conditions that are not read may mean other packets.
+            confidence: if suspect.rank == 0 { Confidence::Certain } else { Confidence::High },
+            ..finding(
+                Code::EncapsulationFiltered,
+                subject,
+                vec![Evidence::Netfilter(suspect.evidence), dropped],
+            )
+        });
+    }
+    found.into_iter().for_each(|finding| verdicts.add(finding));
+}
+
+/// The rule or policy that fits a drop best.
+fn suspect<'a>(
+    context: &Context<'_>,
+    netfilter: &'a Netfilter,
+    drop: &PacketDrop,
+) -> Option<Suspect<'a>> {
+    let peer = drop.peer?;
+    let (_, leads, _) = context.tunnelled_peers().find(|(known, leads, _)| {
+        let is_ipip = leads.encapsulation == Encapsulation::Ipip;
+        known.id == peer && is_ipip == (drop.ip_protocol == 4)
+    })?;
+    let (own, hooks) = (context.now.node.underlay, if drop.outbound { OUTWARDS } else { INWARDS });
+    let outer = Outer {
+        encapsulation: leads.encapsulation,
+        from: if drop.outbound { own } else { Some(peer.0) },
+        to: if drop.outbound { Some(peer.0) } else { own },
+        in_device: if drop.outbound { None } else { drop.site.device.as_deref() },
+    };
+    let sees = |table: &&NftTable| match table.family {
+        Family::Inet | Family::Netdev => true,
+        Family::Ip => peer.0.is_ipv4(),
+        Family::Ip6 => peer.0.is_ipv6(),
+        Family::Arp | Family::Bridge => false,
+    };
+    let tables = || netfilter.tables.iter().filter(sees);
+    let rules = tables().flat_map(|table| table.blockers.iter().map(move |rule| (table, rule)));
+    let rules = rules
+        .filter(|(_, rule)| rule.hooks.iter().any(|hook| hooks.contains(hook)))
+        .filter(|(_, rule)| rule.matches.may_meet(outer))
+        .map(|(table, rule)| Suspect {
+            table,
+            chain: &rule.at.chain,
+            rank: rule.matches.rank(),
+            evidence: Filtered::ByRule {
+                table: table.title(),
+                at: rule.at.clone(),
+                hooks: rule.hooks.clone(),
+                matches: rule.matches.clone(),
+                rejects: rule.rejects,
+                packets: rule.packets,
+            },
+        });
+    let policies = tables().flat_map(|table| {
+        let dropping = table.base.iter().filter(|base| base.drops);
+        dropping.filter_map(|base| {
+            let hook = base.hook.filter(|hook| hooks.contains(hook))?;
+            // As a rule that names nothing, at the end of the chain.
+            Some(Suspect { table, chain: &base.name, rank: 2, evidence: policy(table, base, hook) })
+        })
+    });
+    rules.chain(policies).min_by_key(|suspect| suspect.rank)
+}
+
+fn policy(table: &NftTable, base: &BaseChain, hook: ChainHook) -> Filtered {
+    let (table, chain) = (table.title(), base.name.clone());
+    Filtered::ByPolicy { table, chain, hook, rules: base.rules }
+}
+
+/// A policy to drop what is forwarded, while nearly all of a peer's traffic with
+/// pods here is dropped by netfilter. Where rules accept that, the same policy
+/// is what a careful administrator sets.
+fn forward_policy(
+    context: &Context<'_>,
+    netfilter: &Netfilter,
+    counts: &KernelCounts,
+    verdicts: &mut Verdicts,
+) {
+    let chains = netfilter.tables.iter().flat_map(|table| {
+        let of_forward = |base: &&BaseChain| base.drops && base.hook == Some(ChainHook::Forward);
+        table.base.iter().filter(of_forward).map(move |base| (table, base))
+    });
+    let sees_ip =
+        |table: &NftTable| matches!(table.family, Family::Ip | Family::Inet | Family::Ip6);
+    let chain = chains.filter(|(table, _)| sees_ip(table)).min_by_key(|(_, base)| base.rules);
+    let Some((table, base)) = chain else { return };
+    let mut evidence = vec![Evidence::Netfilter(policy(table, base, ChainHook::Forward))];
+    let mut places = Vec::new();
+    for (peer, leads, _) in context.tunnelled_peers() {
+        for outbound in [false, true] {
+            let Some(dropped) = live::dropped(counts, peer, leads, outbound) else { continue };
+            if !is_of_netfilter(&dropped.worst.site) {
+                continue;
+            }
+            let place = if outbound {
+                (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
+            } else {
+                (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
+            };
+            if !places.contains(&place) {
+                places.push(place);
+            }
+            if evidence.len() <= MOST_NAMED {
+                let site = dropped.worst.site.clone();
+                evidence.push(Evidence::KernelDropped {
+                    here: true,
+                    site,
+                    packets: dropped.packets,
+                });
+            }
+        }
+    }
+    // Both ways it is more than one stretch of the ladder.
+    let (direction, hop) = match places.as_slice() {
+        [] => return,
+        [(direction, hop)] => (Some(*direction), Some(*hop)),
+        _ => (None, None),
+    };
+    let subject = thing(Thing::Chain, format!("{} {}", table.title(), base.name));
+    let confidence = Confidence::High;
+    let found = finding(Code::ForwardPolicyDrop, subject, evidence);
+    verdicts.add(Finding { direction, hop, confidence, ..found });
+}
+
+/// Rules that iptables does not understand, in tables that it reads. What it
+/// reads from 1.8.8 on is also what it writes since then, as a range of ports:
+/// by itself that is as it should be on a node whose tools are of one age.
+fn legibility(table: &NftTable, verdicts: &mut Verdicts) {
+    let evidence = |rule: &Illegible| {
+        Evidence::Netfilter(Filtered::Illegible {
+            table: table.title(),
+            at: rule.at.clone(),
+            expression: rule.expression.clone(),
+            readers: rule.readers,
+        })
+    };
+    let (misprinted, refused): (Vec<_>, Vec<_>) = table
+        .illegible
+        .iter()
+        .filter(|_| table.is_of_iptables())
+        .partition(|rule| rule.readers == Readers::MisprintedFrom184);
+    let refused = if refused.iter().any(|rule| rule.readers == Readers::Nobody) {
+        refused
+    } else {
+        Vec::new()
+    };
+    for (code, rules) in
+        [(Code::NftTableIncompatible, refused), (Code::NftRuleMisprinted, misprinted)]
+    {
+        let named: Vec<_> = rules.into_iter().take(MOST_NAMED).map(evidence).collect();
+        if !named.is_empty() {
+            verdicts.add(finding(code, thing(Thing::Table, table.title()), named));
+        }
+    }
+}
+
+fn foreign_chains(table: &NftTable, verdicts: &mut Verdicts) {
+    if !table.is_of_iptables() {
+        return;
+    }
+    for chain in table.base.iter().filter(|chain| !chain.is_of_iptables(&table.name)) {
+        let evidence = Filtered::ForeignChain {
+            table: table.title(),
+            chain: chain.name.clone(),
+            type_of_chain: chain.kind.clone(),
+            hook: chain.hook,
+            priority: chain.priority,
+        };
+        let subject = thing(Thing::Chain, format!("{} {}", table.title(), chain.name));
+        let evidence = vec![Evidence::Netfilter(evidence)];
+        verdicts.add(finding(Code::ForeignBaseChain, subject, evidence));
+    }
+}
+
+fn floods(table: &NftTable, verdicts: &mut Verdicts) {
+    for flood in &table.floods {
+        let evidence = Filtered::Repeated {
+            table: table.title(),
+            at: flood.at.clone(),
+            times: flood.times,
+            of: flood.rules,
+        };
+        let subject = thing(Thing::Chain, format!("{} {}", table.title(), flood.at.chain));
+        verdicts.add(finding(Code::RulesFlood, subject, vec![Evidence::Netfilter(evidence)]));
+    }
+}
+
+/// Rules of both backends, in tables of one family. A table that a look with
+/// iptables-legacy made has none.
+fn backends(netfilter: &Netfilter, verdicts: &mut Verdicts) {
+    for (v6, family) in [(false, Family::Ip), (true, Family::Ip6)] {
+        let backend = |is_legacy: bool, table: String, rules: u32| {
+            Evidence::Netfilter(Filtered::Backend { is_legacy, table, rules })
+        };
+        let nft = netfilter.tables.iter().filter(|table| table.family == family);
+        let nft: Vec<_> = nft
+            .filter(|table| table.is_of_iptables() && table.rules > 0)
+            .take(MOST_NAMED)
+            .map(|table| backend(false, table.title(), table.rules))
+            .collect();
+        let legacy = netfilter.legacy.iter().filter(|table| table.v6 == v6);
+        let legacy: Vec<_> = legacy
+            .filter_map(|table| Some((table, table.rules.filter(|rules| *rules > 0)?)))
+            .take(MOST_NAMED)
+            .map(|(table, rules)| backend(true, format!("{family} {}", table.name), rules))
+            .collect();
+        if !nft.is_empty() && !legacy.is_empty() {
+            let evidence = [nft, legacy].concat();
+            verdicts.add(finding(Code::IptablesBackendsMixed, Subject::Node, evidence));
+            return;
+        }
+    }
+}
+
+fn flushed(netfilter: &Netfilter, verdicts: &mut Verdicts) {
+    for gone in &netfilter.flushed {
+        let now = netfilter.programmed(gone.of);
+        let evidence = Filtered::Flushed {
+            of: gone.of,
+            chains: gone.chains,
+            rules: gone.rules,
+            chains_now: now.chains,
+            rules_now: now.rules,
+            by: gone.by.clone(),
+        };
+        let subject = thing(Thing::Service, gone.of.slug().to_owned());
+        verdicts.add(finding(Code::FirewallFlushed, subject, vec![Evidence::Netfilter(evidence)]));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! Each code by a snapshot that raises it, and one that comes close.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::*;
+use crate::delta::Delta;
+use crate::fact::Fact;
+use crate::kernel::Traffic;
+use crate::model::{
+    Blocker, Committer, Controller, Flood, Flushed, IfIndex, LegacyTable, Link, LinkCounters,
+    LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, RuleAt, Tunnel, Vxlan, tunnels,
+};
+use crate::snapshot::Snapshot;
+use crate::time::Mono;
+
+const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
+const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
+
+fn fact<T>(value: T) -> Fact<Arc<T>> {
+    Fact::Seen { value: Arc::new(value), at: Mono(1) }
+}
+
+fn flannel() -> Vec<Tunnel> {
+    let vxlan = Vxlan { vni: 1, port: 8472, ..Vxlan::default() };
+    let link = Link {
+        index: IfIndex(3),
+        name: "flannel.1".to_owned(),
+        kind: LinkKind::Vxlan(vxlan),
+        mac: None,
+        mtu: 1450,
+        admin_up: true,
+        carrier: true,
+        master: None,
+        counters: LinkCounters::default(),
+    };
+    tunnels(&BTreeMap::from([(link.index, link)]), &[])
+}
+
+/// A node of flannel's shape with one peer, these tables, and these drops.
+fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
+    let tunnel = PeerTunnel {
+        index: IfIndex(3),
+        device: "flannel.1".to_owned(),
+        encapsulation: VXLAN,
+        overlay: None,
+        mac: None,
+    };
+    let peer = Peer {
+        id: PEER,
+        name: None,
+        origin: Origin::Kernel,
+        tunnels: vec![tunnel],
+        pod_networks: Vec::new(),
+        departed_since: None,
+    };
+    Snapshot {
+        netfilter: fact(netfilter),
+        tunnels: fact(flannel()),
+        kernel: fact(KernelCounts { drops, ..KernelCounts::default() }),
+        peers: Arc::new(vec![peer]),
+        ..Snapshot::default()
+    }
+}
+
+fn drop_of(form: DropForm, outbound: bool, reason: &str) -> PacketDrop {
+    PacketDrop {
+        site: DropSite {
+            reason: Some(reason.to_owned()),
+            function: Some("nft_do_chain".to_owned()),
+            device: Some("eth0".to_owned()),
+        },
+        peer: Some(PEER),
+        form,
+        outbound,
+        probe: None,
+        ethertype: 0x0800,
+        ip_protocol: 17,
+        total: 40,
+        lately: 40,
+    }
+}
+
+fn table(name: &str) -> NftTable {
+    NftTable {
+        family: Family::Ip,
+        name: name.to_owned(),
+        handle: 1,
+        owner: None,
+        chains: 3,
+        rules: 4,
+        base: Vec::new(),
+        programmed: Vec::new(),
+        blockers: Vec::new(),
+        illegible: Vec::new(),
+        floods: Vec::new(),
+    }
+}
+
+fn at(chain: &str) -> RuleAt {
+    RuleAt { chain: chain.to_owned(), handle: 12 }
+}
+
+fn blocker(hook: ChainHook, port: u16) -> Blocker {
+    let matches =
+        Matches { protocol: Some(17), to_ports: Some((port, port)), ..Matches::default() };
+    Blocker { at: at("X"), rejects: false, hooks: vec![hook], matches, packets: Some(3) }
+}
+
+fn base(name: &str, hook: ChainHook, drops: bool) -> BaseChain {
+    BaseChain {
+        name: name.to_owned(),
+        handle: 2,
+        kind: "filter".to_owned(),
+        hook: Some(hook),
+        priority: 0,
+        drops,
+        rules: 2,
+    }
+}
+
+fn of(tables: Vec<NftTable>) -> Netfilter {
+    Netfilter { tables, ..Netfilter::default() }
+}
+
+fn judged(snapshot: &Snapshot) -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    let delta = Delta { before: None, now: snapshot };
+    judge(&Context { delta, now: snapshot, digest: None }, &mut verdicts);
+    verdicts
+}
+
+/// Code, name of the thing and handle-bearing text of each finding.
+fn said(snapshot: &Snapshot) -> Vec<(Code, String)> {
+    let verdicts = judged(snapshot);
+    assert!(verdicts.blind.is_empty());
+    let name = |subject: &Subject| match subject {
+        Subject::Thing { name, .. } => name.clone(),
+        _ => "node".to_owned(),
+    };
+    verdicts.findings.iter().map(|finding| (finding.code, name(&finding.subject))).collect()
+}
+
+fn filtered_by(blockers: Vec<Blocker>, drop: PacketDrop) -> Vec<Finding> {
+    let table = NftTable { blockers, ..table("local") };
+    judged(&node(of(vec![table]), vec![drop])).findings
+}
+
+#[test]
+fn a_rule_that_drops_the_tunnels_port_is_named_with_its_stretch() {
+    let drop = drop_of(DropForm::Outer, true, "NETFILTER_DROP");
+    let rules = vec![blocker(ChainHook::Output, 53), blocker(ChainHook::Output, 8472)];
+    let found = filtered_by(rules, drop);
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(finding.code, Code::EncapsulationFiltered);
+    assert_eq!(finding.direction, Some(Direction::Outbound));
+    assert_eq!(finding.hop, Some(Segment { from: Hop::Encapsulated, to: Hop::LeftNic }));
+    let text = finding.evidence[0].to_string();
+    assert!(text.contains("table ip local, chain X (hook output), handle 12"), "{text}");
+    assert!(text.contains("udp dport 8472 drop"), "{text}");
+    let words = finding.evidence[0].placeholders();
+    assert!(words.contains(&("{handle}", "12".to_owned())), "{words:?}");
+}
+
+#[test]
+fn a_drop_that_no_rule_fits_is_not_blamed_on_one() {
+    let drop = || drop_of(DropForm::Outer, true, "NETFILTER_DROP");
+    // Another port, another way, another reason, another kind of packet.
+    assert_eq!(filtered_by(vec![blocker(ChainHook::Output, 53)], drop()), []);
+    assert_eq!(filtered_by(vec![blocker(ChainHook::Input, 8472)], drop()), []);
+    let fits = || vec![blocker(ChainHook::Output, 8472)];
+    assert_eq!(filtered_by(fits(), drop_of(DropForm::Outer, true, "QDISC_DROP")), []);
+    assert_eq!(filtered_by(fits(), drop_of(DropForm::Inner, true, "NETFILTER_DROP")), []);
+    // A rule alone, which hits nothing.
+    let table = NftTable { blockers: fits(), ..table("local") };
+    assert_eq!(said(&node(of(vec![table]), Vec::new())), []);
+}
+
+#[test]
+fn a_policy_is_suspected_after_rules_that_name_the_tunnel() {
+    let drop = || drop_of(DropForm::Outer, false, "NETFILTER_DROP");
+    let policy = NftTable { base: vec![base("in", ChainHook::Input, true)], ..table("host") };
+    let found = said(&node(of(vec![policy.clone()]), vec![drop()]));
+    assert_eq!(found, [(Code::EncapsulationFiltered, "ip host in".to_owned())]);
+    let rule = NftTable { blockers: vec![blocker(ChainHook::Input, 8472)], ..table("local") };
+    let found = said(&node(of(vec![policy, rule]), vec![drop()]));
+    assert_eq!(found, [(Code::EncapsulationFiltered, "ip local X".to_owned())]);
+}
+
+#[test]
+fn a_policy_that_forwards_nothing_is_named_where_live_traffic_dies() {
+    let policy =
+        || NftTable { base: vec![base("FORWARD", ChainHook::Forward, true)], ..table("filter") };
+    let drop = || drop_of(DropForm::Inner, false, "NETFILTER_DROP");
+    let broken = node(of(vec![policy()]), vec![drop()]);
+    let expected = [(Code::ForwardPolicyDrop, "ip filter FORWARD".to_owned())];
+    assert_eq!(said(&broken), expected);
+    // It accepts by rules: nothing dies.
+    assert_eq!(said(&node(of(vec![policy()]), Vec::new())), []);
+    // A network policy drops some of it.
+    let mut some = node(of(vec![policy()]), vec![drop()]);
+    let traffic = Traffic {
+        peer: PEER.0,
+        encapsulation: VXLAN,
+        outbound: false,
+        packets: 900,
+        bytes: 90_000,
+        fragments: 0,
+        lately: 900,
+    };
+    let counts =
+        KernelCounts { drops: vec![drop()], traffic: vec![traffic], ..KernelCounts::default() };
+    some.kernel = fact(counts);
+    assert_eq!(said(&some), []);
+    // The policy is to accept.
+    let accepts =
+        NftTable { base: vec![base("FORWARD", ChainHook::Forward, false)], ..table("filter") };
+    assert_eq!(said(&node(of(vec![accepts]), vec![drop()])), []);
+}
+
+#[test]
+fn what_iptables_cannot_read_is_told_from_what_it_misprints() {
+    let rule = |readers| Illegible { at: at("FORWARD"), expression: "ct".to_owned(), readers };
+    let with = |rules| NftTable { illegible: rules, ..table("filter") };
+    let both = with(vec![rule(Readers::Nobody), rule(Readers::MisprintedFrom184)]);
+    let name = || "ip filter".to_owned();
+    assert_eq!(
+        said(&node(of(vec![both]), Vec::new())),
+        [(Code::NftTableIncompatible, name()), (Code::NftRuleMisprinted, name())]
+    );
+    assert_eq!(said(&node(of(vec![with(Vec::new())]), Vec::new())), []);
+    // As iptables itself writes a range of ports.
+    assert_eq!(said(&node(of(vec![with(vec![rule(Readers::From188)])]), Vec::new())), []);
+    // Nobody's tools read an inet table as iptables.
+    let inet = NftTable { family: Family::Inet, ..with(vec![rule(Readers::Nobody)]) };
+    assert_eq!(said(&node(of(vec![inet]), Vec::new())), []);
+}
+
+#[test]
+fn only_base_chains_that_iptables_does_not_have_are_foreign() {
+    let own = base("FORWARD", ChainHook::Forward, false);
+    let late = BaseChain { priority: 10, ..base("late", ChainHook::Forward, false) };
+    let chains = |base| NftTable { base, ..table("filter") };
+    assert_eq!(
+        said(&node(of(vec![chains(vec![own.clone(), late])]), Vec::new())),
+        [(Code::ForeignBaseChain, "ip filter late".to_owned())]
+    );
+    assert_eq!(said(&node(of(vec![chains(vec![own])]), Vec::new())), []);
+}
+
+#[test]
+fn backends_are_mixed_only_where_both_have_rules() {
+    let mixed = |rules, v6| {
+        let legacy = vec![LegacyTable { v6, name: "filter".to_owned(), rules }];
+        let netfilter = Netfilter { tables: vec![table("nat")], legacy, ..Netfilter::default() };
+        said(&node(netfilter, Vec::new()))
+    };
+    assert_eq!(mixed(Some(1), false), [(Code::IptablesBackendsMixed, "node".to_owned())]);
+    assert_eq!(mixed(Some(0), false), []);
+    assert_eq!(mixed(None, false), []);
+    assert_eq!(mixed(Some(1), true), []);
+}
+
+#[test]
+fn floods_and_flushes_are_told_with_their_numbers() {
+    let flood = Flood { at: at("FORWARD"), times: 24, rules: 30 };
+    let flooded = NftTable { floods: vec![flood], ..table("filter") };
+    let by = Some(Committer { pid: 7, name: "nft".to_owned() });
+    let gone = Flushed { of: Controller::Calico, chains: 4, rules: 9, at: Mono(1), by };
+    let netfilter =
+        Netfilter { tables: vec![flooded], flushed: vec![gone], ..Netfilter::default() };
+    let snapshot = node(netfilter, Vec::new());
+    assert_eq!(
+        said(&snapshot),
+        [
+            (Code::RulesFlood, "ip filter FORWARD".to_owned()),
+            (Code::FirewallFlushed, "calico".to_owned())
+        ]
+    );
+    let texts: Vec<_> =
+        judged(&snapshot).findings.iter().map(|f| f.evidence[0].to_string()).collect();
+    assert!(texts[0].starts_with("24 of 30 rules in table ip filter, chain FORWARD"), "{texts:?}");
+    assert!(texts[1].ends_with("removed by nft (pid 7)"), "{texts:?}");
+}
+
+#[test]
+fn a_node_without_a_containers_tunnel_needs_no_iptables() {
+    let rule = Illegible { at: at("X"), expression: "ct".to_owned(), readers: Readers::Nobody };
+    let filter = NftTable { illegible: vec![rule], ..table("filter") };
+    let mut snapshot = node(of(vec![filter]), Vec::new());
+    let mut own = flannel();
+    own[0].owner = Owner::Unknown;
+    snapshot.tunnels = fact(own);
+    assert_eq!(said(&snapshot), []);
+}
+
+#[test]
+fn without_the_tables_nothing_is_said_to_be_well() {
+    let snapshot = Snapshot { netfilter: Fact::default(), ..node(of(Vec::new()), Vec::new()) };
+    let verdicts = judged(&snapshot);
+    assert_eq!(verdicts.findings, []);
+    assert_eq!(verdicts.blind, CODES);
+}

@@ -1,0 +1,278 @@
+//! Netfilter: the nftables ruleset, followed by its generation, and which tables
+//! of the older xtables are there.
+//!
+//! Each tick asks for the generation, which costs a microsecond. Only when it
+//! changed are tables dumped again, and of these only the ones that the
+//! notifications of the change named.
+
+mod follow;
+mod legacy;
+pub mod translate;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use overlaywatch_core::assembly::{SourceId, Update};
+use overlaywatch_core::model::{Committer, Family, LegacyTable, Netfilter, NftTable};
+use tokio::sync::mpsc::Sender;
+
+use super::ask::{Question, ask, attribute};
+use super::meter::{Closed, disabled, metered};
+use super::{ATTENTION, Options, SourceError, wire};
+use crate::clock;
+use follow::{Follower, Touched};
+use translate::{SUBSYSTEM, Summary};
+
+/// Message types (enum nf_tables_msg_types).
+const GET_TABLE: u16 = SUBSYSTEM | 1;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const GET_RULE: u16 = SUBSYSTEM | 7;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
+/// `NFPROTO_UNSPEC`: tables of all families.
+const ANY_FAMILY: u8 = 0;
+/// Dumps in a row that a change may spoil before there is a pause.
+const ATTEMPTS: u32 = 3;
+/// The longest pause while a controller commits without pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// xtables tell of no change: they are looked at every so many ticks.
+const LEGACY_EVERY: u32 = 10;
+/// More changed tables than this are read by one dump of all.
+const MOST_SINGLE_DUMPS: usize = 4;
+
+/// Follows the ruleset until nobody listens any more.
+///
+/// # Errors
+/// [`Closed`] when the receiving end is gone; if disabled it returns at once.
+pub fn run(options: &Options, updates: &Sender<Update>) -> Result<(), Closed> {
+    if !options.enabled.contains(&SourceId::Nftables) {
+        return disabled(updates, SourceId::Nftables);
+    }
+    let mut reader = Reader::default();
+    let mut wait = options.poll;
+    loop {
+        let is_well = match reader.has_changed() {
+            Ok(false) => true,
+            Ok(true) => {
+                let read = || Ok(Update::Netfilter(Box::new(reader.read()?)));
+                metered(updates, SourceId::Nftables, read)?.succeeded
+            }
+            Err(error) => metered(updates, SourceId::Nftables, || Err(error))?.succeeded,
+        };
+        wait = if is_well { options.poll } else { (wait * 2).clamp(options.poll, LONGEST_PAUSE) };
+        pause(wait, updates)?;
+    }
+}
+
+/// Sleeps, in slices short enough to notice that nobody listens.
+fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
+    while !left.is_zero() {
+        if updates.is_closed() {
+            return Err(Closed);
+        }
+        let slice = left.min(ATTENTION);
+        thread::sleep(slice);
+        left -= slice;
+    }
+    Ok(())
+}
+
+/// Reads the ruleset; what did not change it remembers.
+#[derive(Debug, Default)]
+pub struct Reader {
+    follower: Option<Follower>,
+    /// What changed since the last good dump.
+    touched: Touched,
+    tables: BTreeMap<(Family, String), NftTable>,
+    legacy: Vec<LegacyTable>,
+    legacy_age: u32,
+    /// The generation up to which everything is known.
+    generation: u32,
+    /// A generation that no notification told of yet.
+    untold: Option<u32>,
+    /// What was told last.
+    told: Option<Netfilter>,
+    /// It is no longer relied on, since the kernel refused to tell more.
+    is_stale: bool,
+}
+
+impl Reader {
+    /// Whether [`Reader::read`] would find something new.
+    ///
+    /// # Errors
+    /// When the kernel does not tell: CAP_NET_ADMIN is missing, or nftables.
+    pub fn has_changed(&mut self) -> Result<bool, SourceError> {
+        let outcome = self.look();
+        self.is_stale |= outcome.is_err();
+        outcome
+    }
+
+    fn look(&mut self) -> Result<bool, SourceError> {
+        match &mut self.follower {
+            Some(follower) => follower.drain(&mut self.touched)?,
+            // Followed before it is read: what changes in between is told.
+            none => {
+                *none = Some(Follower::join()?);
+                self.touched.all = true;
+            }
+        }
+        if self.legacy_age == 0 {
+            self.legacy = legacy::tables()?;
+        }
+        self.legacy_age = (self.legacy_age + 1) % LEGACY_EVERY;
+        let id = generation()?;
+        let is_told = id == self.generation || self.touched.generation == Some(id);
+        // The number is there a moment before its notifications
+        // (nf_tables_commit, net/netfilter/nf_tables_api.c).
+        self.touched.all |= !is_told && self.untold == Some(id);
+        self.untold = (!is_told).then_some(id);
+        if is_told {
+            self.generation = id;
+        }
+        let is_new = self.told.as_ref().is_none_or(|told| told.legacy != self.legacy);
+        Ok(is_new || self.is_stale || self.touched.all || !self.touched.tables.is_empty())
+    }
+
+    /// The ruleset as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read, or changes during each of three attempts.
+    pub fn read(&mut self) -> Result<Netfilter, SourceError> {
+        let outcome = self.read_whole();
+        self.is_stale = outcome.is_err();
+        outcome?;
+        let by: Option<Committer> = self.touched.deleted_by.take();
+        self.touched.forget();
+        let mut now = Netfilter {
+            generation: self.generation,
+            tables: self.tables.values().cloned().collect(),
+            legacy: self.legacy.clone(),
+            flushed: Vec::new(),
+        };
+        if let Some(before) = &self.told {
+            now.compare(before, clock::mono(), by.as_ref());
+        }
+        self.told = Some(now.clone());
+        Ok(now)
+    }
+
+    /// Dumps until no change spoils it.
+    fn read_whole(&mut self) -> Result<(), SourceError> {
+        for _ in 0..ATTEMPTS {
+            let before = generation()?;
+            if self.refresh()? && generation()? == before {
+                self.generation = before;
+                return Ok(());
+            }
+            if let Some(follower) = &mut self.follower {
+                follower.drain(&mut self.touched)?;
+            }
+        }
+        Err(SourceError::Unsteady { what: "dumping nftables", attempts: ATTEMPTS })
+    }
+
+    /// Dumps what changed; whether nothing changed meanwhile. What changed stays
+    /// noted until a dump of it is whole.
+    fn refresh(&mut self) -> Result<bool, SourceError> {
+        let mut buffer = wire::buffer();
+        if self.touched.all || self.touched.tables.len() > MOST_SINGLE_DUMPS {
+            self.touched.all = true;
+            let (tables, whole) = dump(None, &mut buffer)?;
+            if whole {
+                self.tables = tables;
+            }
+            return Ok(whole);
+        }
+        for one in self.touched.tables.clone() {
+            let (tables, whole) = dump(Some((one.0, &one.1)), &mut buffer)?;
+            if !whole {
+                return Ok(false);
+            }
+            // Without an answer it is gone.
+            self.tables.remove(&one);
+            self.tables.extend(tables);
+        }
+        Ok(true)
+    }
+}
+
+/// The number of the ruleset's latest transaction.
+fn generation() -> Result<u32, SourceError> {
+    let mut id = None;
+    // Two short messages, the answer and the acknowledgement.
+    let mut buffer = [0; 512];
+    let question = Question {
+        what: "asking nftables for its generation",
+        protocol: NETLINK_NETFILTER,
+        kind: GET_GENERATION,
+        is_dump: false,
+        body: &header(ANY_FAMILY),
+    };
+    ask(question, &mut buffer, |message| {
+        if message.kind == NEW_GENERATION {
+            id = Some(translate::generation(message.payload)?.id);
+        }
+        Ok::<_, translate::Malformed>(())
+    })?;
+    id.ok_or_else(|| SourceError::Malformed {
+        what: question.what.to_owned(),
+        reason: "an answer without a generation".to_owned(),
+    })
+}
+
+/// `struct nfgenmsg`: family, version, resource.
+const fn header(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
+}
+
+type Tables = BTreeMap<(Family, String), NftTable>;
+
+/// Sums up one table or all; whether nothing changed meanwhile.
+fn dump(only: Option<(Family, &str)>, buffer: &mut [u8]) -> Result<(Tables, bool), SourceError> {
+    let family = only.map_or(ANY_FAMILY, |(family, _)| family.number());
+    let is_asked = |family: Family, table: &str| only.is_none_or(|only| only == (family, table));
+    let plain = header(family);
+    let mut summary = Summary::default();
+    let question = |what, kind| Question {
+        what,
+        protocol: NETLINK_NETFILTER,
+        kind,
+        is_dump: true,
+        body: &plain,
+    };
+    let mut whole = ask(question("dumping nftables' tables", GET_TABLE), buffer, |message| {
+        if let Some(table) = translate::table(message.payload)?
+            && is_asked(table.family, table.name)
+        {
+            summary.table(&table);
+        }
+        Ok::<_, translate::Malformed>(())
+    })?;
+    whole &= ask(question("dumping nftables' chains", GET_CHAIN), buffer, |message| {
+        if let Some(chain) = translate::chain(message.payload)?
+            && is_asked(chain.family, chain.table)
+        {
+            summary.chain(&chain);
+        }
+        Ok::<_, translate::Malformed>(())
+    })?;
+    let mut body = plain.to_vec();
+    if let Some((_, table)) = only {
+        // NFTA_RULE_TABLE: the kernel then looks at no other table
+        // (nf_tables_dump_rules, net/netfilter/nf_tables_api.c).
+        attribute(&mut body, 1, &[table.as_bytes(), b"\0"].concat());
+    }
+    let rules = Question { body: &body, ..question("dumping nftables' rules", GET_RULE) };
+    whole &= ask(rules, buffer, |message| {
+        if let Some(rule) = translate::rule(message.payload)?
+            && is_asked(rule.family, rule.table)
+        {
+            summary.rule(rule);
+        }
+        Ok::<_, translate::Malformed>(())
+    })?;
+    let tables = summary.finish().into_iter();
+    Ok((tables.map(|table| ((table.family, table.name.clone()), table)).collect(), whole))
+}

@@ -1,0 +1,252 @@
+//! A ruleset summed up while it is read: what of it can decide a verdict.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use overlaywatch_core::model::{
+    BaseChain, Blocker, ChainHook, Controller, Family, Flood, Illegible, MOST_BASE_CHAINS,
+    MOST_FLOODS, MOST_RULES, MOST_TABLES, Matches, NftTable, Programmed, REPEATED, RuleAt,
+};
+
+use super::{Chain, Rule, Table, Verdict};
+
+/// Rules that drop of which the likeliest are chosen in the end.
+const MOST_CANDIDATES: usize = 16 * MOST_RULES;
+/// Chains from which one chain is jumped to that are remembered.
+const MOST_LEADS: usize = 32;
+/// Jumps that are followed upwards from one rule.
+const MOST_STEPS: usize = 256;
+
+/// What is being read.
+#[derive(Debug, Default)]
+pub struct Summary {
+    tables: BTreeMap<(Family, String), Draft>,
+}
+
+/// One table as far as it has been read.
+#[derive(Debug)]
+struct Draft {
+    table: NftTable,
+    /// From where each chain is jumped to.
+    leads: HashMap<String, Lead>,
+    programmed: BTreeMap<Controller, Programmed>,
+    /// The chain whose rules are coming.
+    current: String,
+    owner: Option<Controller>,
+    anchor: bool,
+    rules: u32,
+    /// How often each rule of it is there, and the latest one's handle.
+    times: HashMap<u64, (u32, u64)>,
+}
+
+/// From where a chain is jumped to.
+#[derive(Debug, Default)]
+struct Lead {
+    from: Vec<String>,
+    jumps: u32,
+    /// The conditions of the first jump.
+    matches: Matches,
+}
+
+impl Summary {
+    /// Takes a table.
+    pub fn table(&mut self, table: &Table<'_>) {
+        if self.tables.len() >= MOST_TABLES {
+            return;
+        }
+        let empty = NftTable {
+            family: table.family,
+            name: table.name.to_owned(),
+            handle: table.handle,
+            owner: table.owner,
+            chains: 0,
+            rules: 0,
+            base: Vec::new(),
+            programmed: Vec::new(),
+            blockers: Vec::new(),
+            illegible: Vec::new(),
+            floods: Vec::new(),
+        };
+        self.tables.insert((table.family, table.name.to_owned()), Draft::of(empty));
+    }
+
+    fn draft(&mut self, family: Family, table: &str) -> Option<&mut Draft> {
+        self.tables.get_mut(&(family, table.to_owned()))
+    }
+
+    /// Takes a chain, of a table that was taken.
+    pub fn chain(&mut self, chain: &Chain<'_>) {
+        let Some(draft) = self.draft(chain.family, chain.table) else { return };
+        draft.table.chains = draft.table.chains.saturating_add(1);
+        if let Some(by) = Controller::of_chain(chain.name) {
+            let programmed = draft.programmed(by);
+            programmed.chains = programmed.chains.saturating_add(1);
+        }
+        if let Some(base) = &chain.base
+            && draft.table.base.len() < MOST_BASE_CHAINS
+        {
+            draft.table.base.push(BaseChain {
+                name: chain.name.to_owned(),
+                handle: chain.handle,
+                kind: base.kind.to_owned(),
+                hook: base.hook,
+                priority: base.priority,
+                drops: base.drops,
+                rules: 0,
+            });
+        }
+    }
+
+    /// Takes a rule, of a chain that was taken. A chain's rules come one after
+    /// the other.
+    pub fn rule(&mut self, rule: Rule<'_>) {
+        if let Some(draft) = self.draft(rule.family, rule.table) {
+            draft.rule(rule);
+        }
+    }
+
+    /// What was read, in order of family and name.
+    #[must_use]
+    pub fn finish(self) -> Vec<NftTable> {
+        self.tables.into_values().map(Draft::finish).collect()
+    }
+}
+
+impl Draft {
+    fn of(table: NftTable) -> Self {
+        Self {
+            table,
+            leads: HashMap::new(),
+            programmed: BTreeMap::new(),
+            current: String::new(),
+            owner: None,
+            anchor: false,
+            rules: 0,
+            times: HashMap::new(),
+        }
+    }
+
+    fn programmed(&mut self, by: Controller) -> &mut Programmed {
+        let none = Programmed { by, chains: 0, rules: 0, anchored: 0 };
+        self.programmed.entry(by).or_insert(none)
+    }
+
+    fn rule(&mut self, rule: Rule<'_>) {
+        if rule.chain != self.current {
+            self.end_chain();
+            rule.chain.clone_into(&mut self.current);
+            self.owner = Controller::of_chain(rule.chain);
+            self.anchor = Controller::is_anchor(rule.chain);
+        }
+        self.table.rules = self.table.rules.saturating_add(1);
+        self.rules = self.rules.saturating_add(1);
+        let (times, last) = self.times.entry(rule.digest).or_default();
+        (*times, *last) = (times.saturating_add(1), rule.handle);
+        if let Some(by) = self.owner {
+            let anchored = u32::from(self.anchor);
+            let programmed = self.programmed(by);
+            programmed.rules = programmed.rules.saturating_add(1);
+            programmed.anchored = programmed.anchored.saturating_add(anchored);
+        }
+        let at = || RuleAt { chain: rule.chain.to_owned(), handle: rule.handle };
+        if let Some((readers, expression)) = rule.illegible {
+            let expression = expression.to_owned();
+            keep(&mut self.table.illegible, Illegible { at: at(), expression, readers }, |one| {
+                std::cmp::Reverse(one.readers)
+            });
+        }
+        match rule.verdict {
+            Verdict::Jump(to) => {
+                let lead = self.leads.entry(to.to_owned()).or_default();
+                if lead.jumps == 0 {
+                    lead.matches = rule.matches;
+                }
+                lead.jumps = lead.jumps.saturating_add(1);
+                let known = lead.from.last().is_some_and(|last| last == rule.chain);
+                if !known && lead.from.len() < MOST_LEADS {
+                    lead.from.push(rule.chain.to_owned());
+                }
+            }
+            Verdict::Drop | Verdict::Reject if rule.matches.may_be_outer() => {
+                let blocker = Blocker {
+                    at: at(),
+                    rejects: rule.verdict == Verdict::Reject,
+                    hooks: Vec::new(),
+                    matches: rule.matches,
+                    packets: rule.packets,
+                };
+                self.table.blockers.push(blocker);
+                if self.table.blockers.len() >= 2 * MOST_CANDIDATES {
+                    self.table.blockers.sort_by_key(|blocker| blocker.matches.rank());
+                    self.table.blockers.truncate(MOST_CANDIDATES);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end_chain(&mut self) {
+        let rules = std::mem::take(&mut self.rules);
+        let worst = self.times.values().max_by_key(|(times, _)| *times).copied();
+        self.times.clear();
+        if let Some((times, handle)) = worst.filter(|(times, _)| *times >= REPEATED) {
+            let at = RuleAt { chain: self.current.clone(), handle };
+            self.table.floods.push(Flood { at, times, rules });
+            if self.table.floods.len() > MOST_FLOODS {
+                self.table.floods.sort_by_key(|flood| std::cmp::Reverse(flood.times));
+                self.table.floods.truncate(MOST_FLOODS);
+            }
+        }
+        if let Some(base) = self.table.base.iter_mut().find(|base| base.name == self.current) {
+            base.rules = base.rules.saturating_add(rules);
+        }
+    }
+
+    fn finish(mut self) -> NftTable {
+        self.end_chain();
+        self.table.programmed = self.programmed.values().copied().collect();
+        let blockers = std::mem::take(&mut self.table.blockers);
+        let mut blockers: Vec<_> =
+            blockers.into_iter().filter_map(|blocker| self.reached(blocker)).collect();
+        blockers.sort_by_key(|blocker| blocker.matches.rank());
+        blockers.truncate(MOST_RULES);
+        self.table.blockers = blockers;
+        self.table.floods.sort_by_key(|flood| std::cmp::Reverse(flood.times));
+        self.table
+    }
+
+    /// The rule with what leads to it; none where packets of tunnels do not come.
+    fn reached(&self, mut blocker: Blocker) -> Option<Blocker> {
+        let mut chain = blocker.at.chain.as_str();
+        for _ in 0..MOST_STEPS {
+            let Some(lead) = self.leads.get(chain).filter(|lead| lead.jumps == 1) else { break };
+            blocker.matches = lead.matches.and(&blocker.matches);
+            let Some(from) = lead.from.first() else { break };
+            chain = from;
+        }
+        let mut open = vec![blocker.at.chain.as_str()];
+        let mut visited: BTreeSet<&str> = open.iter().copied().collect();
+        let mut hooks = BTreeSet::new();
+        while let Some(chain) = open.pop() {
+            let base = self.table.base.iter().find(|base| base.name == chain);
+            hooks.extend(base.and_then(|base| base.hook));
+            for from in self.leads.get(chain).into_iter().flat_map(|lead| &lead.from) {
+                if visited.len() < MOST_STEPS && visited.insert(from) {
+                    open.push(from);
+                }
+            }
+        }
+        // Outer packets begin or end here: they are not forwarded.
+        hooks.remove(&ChainHook::Forward);
+        blocker.hooks = hooks.into_iter().collect();
+        (!blocker.hooks.is_empty() && blocker.matches.may_be_outer()).then_some(blocker)
+    }
+}
+
+/// Adds to a list of at most [`MOST_RULES`], whose last is the least by `key`.
+fn keep<T, K: Ord>(list: &mut Vec<T>, one: T, key: impl Fn(&T) -> K) {
+    let place = list.partition_point(|other| key(other) <= key(&one));
+    if place < MOST_RULES {
+        list.insert(place, one);
+        list.truncate(MOST_RULES);
+    }
+}

@@ -1,0 +1,245 @@
+use overlaywatch_core::model::{Matches, Netfilter, Readers};
+use proptest::prelude::*;
+
+use super::*;
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = u16::try_from(value.len() + 4).unwrap().to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+fn name(kind: u16, text: &str) -> Vec<u8> {
+    attribute(kind, &[text.as_bytes(), b"\0"].concat())
+}
+
+fn expression(kind: &str, data: &[Vec<u8>]) -> Vec<u8> {
+    attribute(1, &[name(1, kind), attribute(2, &data.concat())].concat())
+}
+
+fn value(kind: u16, bytes: &[u8]) -> Vec<u8> {
+    attribute(kind, &attribute(1, bytes))
+}
+
+fn protocol(number_of: u8) -> [Vec<u8>; 2] {
+    let load = expression("meta", &[number(2, 16), number(1, 1)]);
+    [load, expression("cmp", &[number(1, 1), number(2, 0), value(3, &[number_of])])]
+}
+
+fn port(offset: u32, operation: u32, port: u16) -> [Vec<u8>; 2] {
+    let place = [number(1, 1), number(2, 2), number(3, offset), number(4, 2)];
+    let is = [number(1, 1), number(2, operation), value(3, &port.to_be_bytes())];
+    [expression("payload", &place), expression("cmp", &is)]
+}
+
+fn verdict(code: i32, to: &str) -> Vec<u8> {
+    let verdict = [number(1, code.cast_unsigned()), name(2, to)].concat();
+    expression("immediate", &[number(1, 0), attribute(2, &attribute(2, &verdict))])
+}
+
+fn counter(packets: u64) -> Vec<u8> {
+    expression("counter", &[attribute(2, &packets.to_be_bytes())])
+}
+
+fn message(table: &str, chain: &str, handle: u64, expressions: &[Vec<u8>]) -> Vec<u8> {
+    let handle = attribute(3, &handle.to_be_bytes());
+    let all = [name(1, table), name(2, chain), handle, attribute(4, &expressions.concat())];
+    [vec![2, 0, 0, 0], all.concat()].concat()
+}
+
+fn filter() -> Table<'static> {
+    Table { family: Family::Ip, name: "filter", handle: 1, owner: None }
+}
+
+fn base(name: &'static str, hook: ChainHook) -> Chain<'static> {
+    let base = Base { kind: "filter", hook: Some(hook), priority: 0, drops: false };
+    Chain { family: Family::Ip, table: "filter", name, handle: 2, base: Some(base) }
+}
+
+fn plain(name: &'static str) -> Chain<'static> {
+    Chain { base: None, ..base(name, ChainHook::Input) }
+}
+
+/// The table `ip filter` with OUTPUT, INPUT, a chain X and these rules.
+fn summed_up(rules: &[Vec<u8>]) -> overlaywatch_core::model::NftTable {
+    let mut summary = Summary::default();
+    summary.table(&filter());
+    summary.chain(&base("OUTPUT", ChainHook::Output));
+    summary.chain(&base("FORWARD", ChainHook::Forward));
+    summary.chain(&plain("X"));
+    for message in rules {
+        summary.rule(rule(message).unwrap().unwrap());
+    }
+    summary.finish().remove(0)
+}
+
+#[test]
+fn a_drop_of_vxlan_is_read_whole() {
+    let [meta, is_udp] = protocol(17);
+    let [load, is_port] = port(2, 0, 8472);
+    let expressions = [meta, is_udp, load, is_port, counter(7), verdict(0, "")];
+    let message = message("filter", "OUTPUT", 12, &expressions);
+    let rule = rule(&message).unwrap().unwrap();
+    assert_eq!((rule.table, rule.chain, rule.handle), ("filter", "OUTPUT", 12));
+    let matches =
+        Matches { protocol: Some(17), to_ports: Some((8472, 8472)), ..Matches::default() };
+    assert_eq!((rule.matches, rule.verdict, rule.packets), (matches, Verdict::Drop, Some(7)));
+    assert_eq!(rule.illegible, None);
+}
+
+#[test]
+fn ranges_and_what_is_not_read() {
+    let [load, from] = port(2, 5, 4000);
+    let [again, to] = port(2, 3, 9000);
+    let expressions = [load, from, again, to, expression("limit", &[]), verdict(0, "")];
+    let message = message("odd", "OUTPUT", 1, &expressions);
+    let rule = rule(&message).unwrap().unwrap();
+    assert_eq!(rule.matches.to_ports, Some((4000, 9000)));
+    assert!(rule.matches.more);
+}
+
+#[test]
+fn a_prefix_is_an_address_and_a_mask() {
+    let place = [number(1, 1), number(2, 1), number(3, 16), number(4, 4)];
+    let mask = [number(1, 1), number(2, 1), value(4, &[255, 255, 252, 0]), value(5, &[0; 4])];
+    let is = [number(1, 1), number(2, 0), value(3, &[10, 0, 4, 0])];
+    let expressions =
+        [expression("payload", &place), expression("bitwise", &mask), expression("cmp", &is)];
+    let message = message("odd", "OUTPUT", 1, &expressions);
+    let matches = rule(&message).unwrap().unwrap().matches;
+    let destination = Some("10.0.4.0/22".parse().unwrap());
+    assert_eq!(matches, Matches { destination, ..Matches::default() });
+}
+
+#[test]
+fn iptables_cannot_read_everything() {
+    let read = |name: &str, data: &[Vec<u8>]| {
+        let message = message("filter", "FORWARD", 1, &[expression(name, data), verdict(1, "")]);
+        rule(&message).unwrap().unwrap().illegible.map(|(readers, _)| readers)
+    };
+    assert_eq!(read("ct", &[]), Some(Readers::Nobody));
+    assert_eq!(read("reject", &[]), Some(Readers::Nobody));
+    assert_eq!(read("lookup", &[]), Some(Readers::MisprintedFrom184));
+    assert_eq!(read("range", &[]), Some(Readers::From188));
+    assert_eq!(read("log", &[name(2, "x")]), Some(Readers::Nobody));
+    assert_eq!(read("log", &[attribute(1, &[0, 1])]), Some(Readers::From188));
+    assert_eq!(read("limit", &[number(4, 0), number(5, 0)]), None);
+    assert_eq!(read("limit", &[number(4, 0), number(5, 1)]), Some(Readers::Nobody));
+    assert_eq!(read("meta", &[number(2, 3), number(3, 1)]), Some(Readers::Nobody));
+    assert_eq!(read("match", &[name(1, "conntrack")]), None);
+    // Nobody reads tables of other names with iptables.
+    let message = message("mine", "FORWARD", 1, &[expression("ct", &[])]);
+    assert_eq!(rule(&message).unwrap().unwrap().illegible, None);
+}
+
+#[test]
+fn the_worst_of_a_rule_decides() {
+    let expressions = [expression("lookup", &[]), expression("ct", &[]), verdict(0, "")];
+    let message = message("filter", "FORWARD", 1, &expressions);
+    assert_eq!(rule(&message).unwrap().unwrap().illegible, Some((Readers::Nobody, "ct")));
+}
+
+#[test]
+fn a_rule_that_drops_has_the_conditions_of_the_one_jump_that_leads_to_it() {
+    let [meta, is_udp] = protocol(17);
+    let [load, is_port] = port(2, 0, 8472);
+    let jump = message("filter", "OUTPUT", 3, &[meta, is_udp, load, is_port, verdict(-3, "X")]);
+    let drop = message("filter", "X", 4, &[verdict(0, "")]);
+    let table = summed_up(&[jump, drop]);
+    assert_eq!(table.blockers.len(), 1);
+    let blocker = &table.blockers[0];
+    assert_eq!(blocker.hooks, [ChainHook::Output]);
+    assert_eq!(blocker.matches.to_ports, Some((8472, 8472)));
+    assert_eq!((blocker.at.chain.as_str(), blocker.at.handle), ("X", 4));
+}
+
+#[test]
+fn what_no_outer_packet_comes_to_is_no_blocker() {
+    let everything = message("filter", "FORWARD", 3, &[verdict(0, "")]);
+    let never_called = message("filter", "X", 4, &[verdict(0, "")]);
+    let [meta, is_tcp] = protocol(6);
+    let tcp = message("filter", "OUTPUT", 5, &[meta, is_tcp, verdict(0, "")]);
+    assert_eq!(summed_up(&[everything, never_called, tcp]).blockers, []);
+}
+
+#[test]
+fn the_same_rule_again_and_again_is_a_flood() {
+    let [meta, is_tcp] = protocol(6);
+    let one = |handle: u64| {
+        let expressions = [meta.clone(), is_tcp.clone(), counter(handle), verdict(1, "")];
+        message("filter", "FORWARD", handle, &expressions)
+    };
+    let many: Vec<_> = (1..=20).map(one).collect();
+    let floods = summed_up(&many).floods;
+    assert_eq!((floods.len(), floods[0].times, floods[0].at.handle), (1, 20, 20));
+    // Each another protocol.
+    let other = |of: u8| {
+        let [meta, is] = protocol(of);
+        message("filter", "FORWARD", of.into(), &[meta, is, verdict(1, "")])
+    };
+    let different: Vec<_> = (1..=40).map(other).collect();
+    assert_eq!(summed_up(&different).floods, []);
+}
+
+#[test]
+fn a_hundred_thousand_rules_leave_a_small_summary() {
+    let [meta, is_udp] = protocol(17);
+    let rules: Vec<_> = (0..100_000_u64)
+        .map(|handle| {
+            let [load, is_port] = port(2, 0, u16::try_from(handle % 60_000).unwrap());
+            let expressions = [meta.clone(), is_udp.clone(), load, is_port, verdict(0, "")];
+            message("filter", "OUTPUT", handle, &expressions)
+        })
+        .collect();
+    let table = summed_up(&rules);
+    assert_eq!(table.rules, 100_000);
+    let ruleset = Netfilter { tables: vec![table], ..Netfilter::default() };
+    let size = serde_json::to_string(&ruleset).unwrap().len();
+    assert!(size < 64 << 10, "{size} bytes");
+}
+
+#[test]
+fn generations_name_their_committer() {
+    let bytes = [vec![0; 4], number(1, 9), number(2, 77), name(3, "nft")].concat();
+    let by = Some(Committer { pid: 77, name: "nft".to_owned() });
+    assert_eq!(generation(&bytes).unwrap(), Generation { id: 9, by });
+    assert!(generation(&[0; 4]).is_err());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = table(&bytes);
+        let _ = chain(&bytes);
+        let _ = rule(&bytes);
+        let _ = generation(&bytes);
+        let _ = table_of(&bytes);
+    }
+
+    #[test]
+    fn rules_that_look_right_are_survived(
+        kinds in prop::collection::vec((0..12_usize, 0..7_u16, prop::collection::vec(any::<u8>(), 0..24)), 0..8),
+        cut in 0..8_usize,
+    ) {
+        const NAMES: [&str; 12] = [
+            "payload", "meta", "cmp", "bitwise", "range", "immediate", "counter", "match",
+            "target", "log", "limit", "lookup",
+        ];
+        let expressions: Vec<_> = kinds
+            .iter()
+            .map(|(kind, attribute_kind, bytes)| {
+                expression(NAMES[*kind], &[attribute(*attribute_kind, bytes), value(3, bytes)])
+            })
+            .collect();
+        let mut bytes = message("filter", "OUTPUT", 1, &expressions);
+        let _ = rule(&bytes);
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        let _ = rule(&bytes);
+    }
+}

@@ -1,0 +1,311 @@
+//! The nftables source against a real kernel, with `nft -j` as the oracle. Needs
+//! root, nftables and iptables.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy lets tests fail by panicking, but not the helpers they share"
+)]
+
+mod namespace;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use namespace::Namespace;
+use overlaywatch::source::nftables::Reader;
+use overlaywatch_core::model::{ChainHook, Controller, Family, Netfilter, Readers};
+use serde_json::Value;
+
+/// Far more than any change takes to be told.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A ruleset of every kind.
+const RULESET: &str = "\
+iptables-nft -A FORWARD -p tcp --dport 80 -j ACCEPT
+iptables-nft -A INPUT -p udp --dport 8472 -j DROP
+iptables-nft -A OUTPUT -p 4 -d 10.0.0.0/24 -j REJECT
+iptables-nft -N KUBE-SERVICES
+iptables-nft -A KUBE-SERVICES -m comment --comment 'a b' -m conntrack --ctstate NEW -j DROP
+iptables-nft -A FORWARD -j KUBE-SERVICES
+iptables-nft -t nat -A POSTROUTING -s 10.42.0.0/16 -j MASQUERADE
+ip6tables-nft -A INPUT -p udp --sport 1000:2000 -j DROP
+nft add table inet mine
+nft 'add chain inet mine in { type filter hook input priority -10; policy drop; }'
+nft 'add chain inet mine out { type route hook output priority 7; }'
+nft 'add chain inet mine side'
+nft 'add set inet mine ports { type inet_service; elements = { 1, 2 }; }'
+nft 'add rule inet mine in udp dport 4000-9000 ip saddr 10.0.0.0/8 counter drop'
+nft 'add rule inet mine in udp dport @ports jump side'
+nft 'add rule inet mine in ct state established,related accept'
+nft 'add rule inet mine side limit rate over 5/second log prefix \"x\" reject'
+nft add table arp a
+nft 'add chain arp a in { type filter hook input priority 0; }'
+nft add table bridge b
+nft 'add chain bridge b f { type filter hook forward priority -200; }'
+nft 'add rule bridge b f meta iifname \"eth*\" drop'
+nft add table netdev n
+nft 'add chain netdev n i { type filter hook ingress device lo priority 0; }'
+nft 'add rule netdev n i ip protocol ipencap drop'
+";
+
+fn read(reader: Reader, namespace: &Namespace) -> (Reader, Netfilter) {
+    namespace
+        .inside(move || {
+            let mut reader = reader;
+            reader.has_changed().unwrap();
+            let read = reader.read().unwrap();
+            (reader, read)
+        })
+        .join()
+        .unwrap()
+}
+
+/// Asks until something changed, and reads that.
+fn changed(mut reader: Reader, namespace: &Namespace) -> (Reader, Netfilter) {
+    let told = namespace.inside(move || {
+        let end = Instant::now() + PATIENCE;
+        while !reader.has_changed().unwrap() {
+            assert!(Instant::now() < end, "no change was told");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let read = reader.read().unwrap();
+        (reader, read)
+    });
+    told.join().unwrap()
+}
+
+fn oracle(namespace: &Namespace) -> Vec<Value> {
+    let text = namespace.try_sh("nft -a -j list ruleset");
+    let all: Value = serde_json::from_str(&text).unwrap();
+    all["nftables"].as_array().unwrap().clone()
+}
+
+fn key(value: &Value, name: &str) -> (String, String) {
+    let word = |key: &str| value[key].as_str().unwrap().to_owned();
+    (word("family"), word(name))
+}
+
+fn assert_same(read: &Netfilter, namespace: &Namespace) {
+    let mut tables: BTreeMap<(String, String), (u64, u32, u32)> = BTreeMap::new();
+    let mut base = BTreeMap::new();
+    for object in oracle(namespace) {
+        if let Some(table) = object.get("table") {
+            tables.insert(key(table, "name"), (table["handle"].as_u64().unwrap(), 0, 0));
+        } else if let Some(chain) = object.get("chain") {
+            let table = key(chain, "table");
+            tables.get_mut(&table).unwrap().1 += 1;
+            if let Some(hook) = chain["hook"].as_str() {
+                let drops = chain["policy"] == "drop";
+                let said = (
+                    chain["handle"].as_u64().unwrap(),
+                    chain["type"].as_str().unwrap().to_owned(),
+                    hook.to_owned(),
+                    chain["prio"].as_i64().unwrap(),
+                    drops,
+                );
+                base.insert((table, chain["name"].as_str().unwrap().to_owned()), said);
+            }
+        } else if let Some(rule) = object.get("rule") {
+            tables.get_mut(&key(rule, "table")).unwrap().2 += 1;
+        }
+    }
+    let name = |family: Family, name: &str| (family.to_string(), name.to_owned());
+    let ours: BTreeMap<_, _> = read
+        .tables
+        .iter()
+        .map(|table| (name(table.family, &table.name), (table.handle, table.chains, table.rules)))
+        .collect();
+    assert_eq!(ours, tables);
+    let mut chains = BTreeMap::new();
+    for table in &read.tables {
+        for chain in &table.base {
+            let hook = chain.hook.map(ChainHook::slug).unwrap_or_default().to_owned();
+            let said =
+                (chain.handle, chain.kind.clone(), hook, i64::from(chain.priority), chain.drops);
+            chains.insert((name(table.family, &table.name), chain.name.clone()), said);
+        }
+    }
+    assert_eq!(chains, base);
+}
+
+fn blockers(read: &Netfilter) -> Vec<String> {
+    let mut found: Vec<_> = read
+        .tables
+        .iter()
+        .flat_map(|table| {
+            table.blockers.iter().map(|blocker| {
+                let hooks: Vec<_> = blocker.hooks.iter().map(|hook| hook.slug()).collect();
+                let verb = if blocker.rejects { "reject" } else { "drop" };
+                format!(
+                    "{} {} at {}: {} {verb}",
+                    table.title(),
+                    blocker.at.chain,
+                    hooks.join(","),
+                    blocker.matches
+                )
+            })
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_ruleset_of_every_kind_is_read_as_nft_lists_it() {
+    let namespace = Namespace::new();
+    RULESET.lines().for_each(|line| namespace.sh(line));
+    let (_, read) = read(Reader::default(), &namespace);
+    assert_same(&read, &namespace);
+    assert_eq!(
+        blockers(&read),
+        [
+            "inet mine in at input: ip saddr 10.0.0.0/8 udp dport 4000-9000 drop",
+            // What leads there is a condition, too.
+            "inet mine side at input: ip protocol udp further conditions reject",
+            "ip filter INPUT at input: udp dport 8472 drop",
+            "ip filter OUTPUT at output: ip daddr 10.0.0.0/24 ip protocol ipencap reject",
+            "ip6 filter INPUT at input: udp sport 1000-2000 drop",
+            "netdev n i at ingress: ip protocol ipencap drop",
+        ]
+    );
+    let proxy = read.programmed(Controller::KubeProxy);
+    assert_eq!((proxy.chains, proxy.rules, proxy.anchored), (1, 1, 1));
+    let illegible: Vec<_> = read
+        .tables
+        .iter()
+        .flat_map(|table| table.illegible.iter().map(|rule| (table.title(), rule.readers)))
+        .collect();
+    // iptables writes a range of ports as one since 1.8.8.
+    assert_eq!(illegible, [("ip6 filter".to_owned(), Readers::From188)]);
+}
+
+#[test]
+fn what_iptables_cannot_read_is_named_and_the_tool_agrees() {
+    let namespace = Namespace::new();
+    for (rule, readers) in [
+        ("ct state established accept", Readers::Nobody),
+        ("tcp dport 80 reject", Readers::Nobody),
+        ("tcp dport { 80, 443 } drop", Readers::MisprintedFrom184),
+    ] {
+        namespace.sh("iptables-nft -P FORWARD ACCEPT");
+        namespace.sh(&format!("nft 'add rule ip filter FORWARD {rule}'"));
+        let (_, read) = read(Reader::default(), &namespace);
+        let illegible = &read.tables[0].illegible;
+        assert_eq!((illegible.len(), illegible[0].readers), (1, readers), "{rule}");
+        let said = namespace.try_sh("iptables-nft-save 2>&1");
+        assert_eq!(said.contains("incompatible"), readers == Readers::Nobody, "{rule}: {said}");
+        namespace.sh("nft delete table ip filter");
+    }
+}
+
+#[test]
+fn changes_are_followed_table_by_table() {
+    let namespace = Namespace::new();
+    RULESET.lines().for_each(|line| namespace.sh(line));
+    let (reader, before) = read(Reader::default(), &namespace);
+    assert_eq!(before.flushed, []);
+    namespace.sh("nft 'add rule inet mine side drop'");
+    let (reader, _) = {
+        let (reader, read) = changed(reader, &namespace);
+        assert_same(&read, &namespace);
+        (reader, read)
+    };
+    // Members of sets are nobody's business here.
+    namespace.sh("nft 'add element inet mine ports { 3 }'");
+    let reader = namespace
+        .inside(move || {
+            let mut reader = reader;
+            for _ in 0..5 {
+                assert!(!reader.has_changed().unwrap(), "a set's member is no news");
+            }
+            reader
+        })
+        .join()
+        .unwrap();
+    namespace.sh("nft flush ruleset");
+    let (_, after) = changed(reader, &namespace);
+    assert_eq!(after.tables, []);
+    let flushed = &after.flushed[0];
+    assert_eq!((flushed.of, flushed.rules), (Controller::KubeProxy, 1));
+    assert_eq!(flushed.by.as_ref().unwrap().name, "nft");
+}
+
+#[test]
+fn tables_of_legacy_xtables_are_counted_without_what_they_begin_with() {
+    let namespace = Namespace::new();
+    let (_, none) = read(Reader::default(), &namespace);
+    assert_eq!(none.legacy, []);
+    namespace.sh("iptables-legacy -w -L >/dev/null");
+    namespace.sh("iptables-legacy -w -t nat -A POSTROUTING -s 10.0.0.0/8 -j ACCEPT");
+    let (_, some) = read(Reader::default(), &namespace);
+    let mut counted: Vec<_> = some.legacy.iter().map(|t| (t.name.as_str(), t.rules)).collect();
+    counted.sort_unstable();
+    assert_eq!(counted, [("filter", Some(0)), ("nat", Some(1))]);
+}
+
+/// As a node with many services has it: it must be read without being felt.
+#[test]
+fn twenty_thousand_rules_are_read_fast() {
+    let namespace = Namespace::new();
+    let mut lines = String::from("*filter\n");
+    for chain in 0..1_000 {
+        lines.push_str(&format!(":KUBE-SVC-{chain} - [0:0]\n"));
+    }
+    for rule in 0..20_000 {
+        let (chain, port) = (rule % 1_000, rule / 1_000 + 1);
+        lines.push_str(&format!(
+            "-A KUBE-SVC-{chain} -p tcp -m tcp -m comment --comment \"a service {rule}\" --dport {port} -j ACCEPT\n"
+        ));
+    }
+    lines.push_str("COMMIT\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    namespace.sh(&format!("iptables-nft-restore < {}", file.path().display()));
+    let (spent, rules) = namespace
+        .inside(|| {
+            let mut reader = Reader::default();
+            assert!(reader.has_changed().unwrap());
+            let before = overlaywatch::clock::thread_cpu_ns();
+            let rules = reader.read().unwrap().tables[0].rules;
+            (overlaywatch::clock::thread_cpu_ns() - before, rules)
+        })
+        .join()
+        .unwrap();
+    assert_eq!(rules, 20_000);
+    println!("20,000 rules in {:.1} ms of processor time", spent as f64 / 1e6);
+    // A build without optimisation is several times slower than one with.
+    assert!(spent < 2_000_000_000, "{spent} ns");
+}
+
+#[test]
+fn the_last_of_many_changes_in_a_row_is_seen() {
+    let namespace = Namespace::new();
+    namespace.sh("nft add table inet busy; nft add chain inet busy side");
+    let (mut reader, _) = read(Reader::default(), &namespace);
+    let writer = namespace.inside(|| {
+        for round in 0..150 {
+            let line = format!("add rule inet busy side tcp dport {round} accept");
+            let done = std::process::Command::new("nft").arg(line).status().unwrap();
+            assert!(done.success());
+        }
+    });
+    let end = Instant::now() + PATIENCE;
+    let mut last = None;
+    while !(writer.is_finished()
+        && last.as_ref().is_some_and(|read: &Netfilter| read.tables[0].rules == 150))
+    {
+        assert!(Instant::now() < end, "the last change was never seen");
+        let told = namespace.inside(move || {
+            let mut reader = reader;
+            // A dump that a change fell into is told as such, and comes again.
+            let read = reader.has_changed().unwrap().then(|| reader.read().ok()).flatten();
+            (reader, read)
+        });
+        let (again, read) = told.join().unwrap();
+        (reader, last) = (again, read.or(last));
+    }
+    writer.join().unwrap();
+    assert_same(&last.unwrap(), &namespace);
+}
