@@ -6,7 +6,7 @@ mod ebpf;
 mod http;
 mod netns;
 mod process;
-mod routes;
+mod state;
 mod table;
 
 use anyhow::Result;
@@ -37,8 +37,8 @@ enum What {
     Agent,
     /// What the eBPF programs cost packets, connections and a burst of drops
     Ebpf,
-    /// The first complete snapshot with 500,000 routes, beside `ip route show`
-    Routes,
+    /// Whole tables of routes, rules, connections and sets, beside the usual tools
+    State,
 }
 
 impl What {
@@ -46,7 +46,7 @@ impl What {
         match self {
             Self::Agent => "agent",
             Self::Ebpf => "ebpf",
-            Self::Routes => "routes",
+            Self::State => "state",
         }
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         match options.what {
             What::Agent => agent::build()?,
             What::Ebpf => ebpf::build()?,
-            What::Routes => routes::build()?,
+            What::State => state::build()?,
         }
     }
     if !shell::is_root() {
@@ -73,7 +73,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     match options.what {
         What::Agent => agent::bench(options.output),
         What::Ebpf => ebpf::bench(options.output),
-        What::Routes => routes::bench(options.output),
+        What::State => state::bench(options.output),
     }
 }
 
