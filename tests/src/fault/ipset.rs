@@ -62,6 +62,7 @@ pub(super) const FAULTS: &[Fault] = &[
         ])],
         unlike: &[Code::IpsetReaderBehind],
         limits: SLOW,
+        incident: Some(7),
         ..QUIET
     },
     Fault {
