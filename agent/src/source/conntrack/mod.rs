@@ -36,7 +36,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const WORTH_COUNTING: u32 = 4_096;
 /// The least time between two counts of entries.
 const COUNT_NS: u64 = 10 * SECOND;
-/// A count may take one part in so many of the processor's time.
+/// A count may take one part in so many of the processor's time, unless the
+/// table has doubled since: an old count says nothing of such a table, and no
+/// table doubles often.
 const COUNT_SHARE: u64 = 500;
 
 /// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h), as the upper byte of
@@ -97,6 +99,8 @@ struct Reader {
     tunnels: Option<Vec<TunnelFlows>>,
     counted: BTreeSet<Encapsulation>,
     due: Mono,
+    /// When the last count began, and how many entries there were.
+    last: (Mono, u32),
 }
 
 impl Reader {
@@ -115,7 +119,9 @@ impl Reader {
         let mut buffer = wire::buffer();
         let table = read_table(&mut buffer).inspect_err(|_| self.is_there = false)?;
         match encapsulations {
-            Some(wanted) if table.count >= WORTH_COUNTING => self.count(wanted, &mut buffer)?,
+            Some(wanted) if table.count >= WORTH_COUNTING => {
+                self.count(wanted, table.count, &mut buffer)?;
+            }
             _ => self.tunnels = None,
         }
         Ok(Some(Conntrack { tunnels: self.tunnels.clone(), ..table }))
@@ -124,15 +130,19 @@ impl Reader {
     fn count(
         &mut self,
         wanted: &BTreeSet<Encapsulation>,
+        size: u32,
         buffer: &mut [u8],
     ) -> Result<(), SourceError> {
         let now = clock::mono();
-        if now < self.due && self.tunnels.is_some() && self.counted == *wanted {
+        let (began, size_then) = self.last;
+        let has_doubled = size / 2 >= size_then && now.since(began) >= COUNT_NS;
+        if now < self.due && !has_doubled && self.tunnels.is_some() && self.counted == *wanted {
             return Ok(());
         }
         let before = clock::thread_cpu_ns();
         // Also when it fails: what is dear is not tried all the time.
         self.tunnels = None;
+        self.last = (now, size);
         self.due = now.plus(COUNT_NS);
         let counted = count_tunnels(wanted, buffer);
         let cost = clock::thread_cpu_ns().saturating_sub(before);
