@@ -7,6 +7,7 @@ use overlaywatch_core::catalog::Code;
 use overlaywatch_core::finding::Thing;
 
 use super::expected::{Expected, Subject, says_itself};
+use super::sessions::{FELIX, answers};
 use super::{A, B, Fault, HARD, Limits, PLAIN};
 use crate::container::{Container, Ipset};
 use crate::interrupt::wait_until;
@@ -63,6 +64,27 @@ pub(super) const FAULTS: &[Fault] = &[
         unlike: &[Code::IpsetReaderBehind],
         limits: SLOW,
         incident: Some(7),
+        ..QUIET
+    },
+    Fault {
+        name: "felix-not-ready-for-a-set",
+        about: "Felix is not ready since it cannot read a set: its answer is a consequence",
+        inject: |cluster| {
+            felix(cluster, Ipset::Old)?;
+            ipset(cluster, "create pods hash:ip")?;
+            felix_says(cluster, INCIDENT)?;
+            answers(cluster, A, FELIX, 503)
+        },
+        heal: |cluster| {
+            // The service, not its container.
+            drop(cluster.guests.pop());
+            ipset(cluster, "destroy pods")?;
+            felix_says(cluster, "fine")
+        },
+        expected: &[of_set(Code::IpsetReaderTooOld, "pods")
+            .telling(&["revision 6", "ipset 7.10 of calico-node"])],
+        limits: Limits { settle: Duration::from_secs(20), ..SLOW },
+        incident: Some(8),
         ..QUIET
     },
     Fault {

@@ -30,6 +30,7 @@ pub(super) const FAULTS: &[Fault] = &[
             "expression ct is unreadable for every iptables-nft",
         ])],
         unlike: &[Code::NftRuleMisprinted, Code::ForeignBaseChain, Code::RulesFlood],
+        incident: Some(6),
         ..HARMLESS
     },
     Fault {
@@ -44,6 +45,7 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[says_itself(B, Code::NftRuleMisprinted, table("ip filter"))
             .telling(&["expression lookup", "without that condition"])],
         unlike: &[Code::NftTableIncompatible],
+        incident: Some(6),
         ..HARMLESS
     },
     Fault {
@@ -108,6 +110,7 @@ pub(super) const FAULTS: &[Fault] = &[
         ],
         unlike: &[Code::ForwardPolicyDrop],
         limits: LIVE,
+        incident: Some(6),
         ..HARMLESS
     },
     Fault {

@@ -22,7 +22,7 @@ const MESH: usize = 8;
 /// A full mesh is there within this time.
 const MESHED_WITHIN: Duration = Duration::from_secs(30);
 /// Health ports of Felix, Cilium's agent and the kubelet.
-const FELIX: u16 = 9099;
+pub(super) const FELIX: u16 = 9099;
 const CILIUM: u16 = 9879;
 const KUBELET: u16 = 10_248;
 
@@ -40,6 +40,7 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(A, B), pods(B, A)],
         unlike: &[Code::BgpSessionDown, Code::FelixNotReady, Code::ServiceUnhealthy],
         limits: Limits { settle: Duration::from_secs(30), ..HARD },
+        incident: Some(5),
         ..PLAIN
     },
     Fault {
@@ -64,6 +65,7 @@ pub(super) const FAULTS: &[Fault] = &[
         unlike: &[Code::RouteMissing],
         // The session itself needs nine seconds to notice.
         limits: Limits { detect: Duration::from_secs(40), ..HARD },
+        incident: Some(5),
         ..PLAIN
     },
     Fault {
@@ -106,7 +108,7 @@ pub(super) const FAULTS: &[Fault] = &[
 const ASKED: Limits = Limits { detect: Duration::from_secs(35), ..HARD };
 
 /// A service on a node's loopback.
-fn answers(cluster: &mut Cluster, node: usize, port: u16, status: u16) -> Result<()> {
+pub(super) fn answers(cluster: &mut Cluster, node: usize, port: u16, status: u16) -> Result<()> {
     let service = Worker::answer(&cluster.node(node)?.netns, port, status)?;
     cluster.guests.push(Box::new(service));
     Ok(())
