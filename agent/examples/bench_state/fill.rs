@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -28,14 +29,15 @@ impl Room {
         }
         let file = File::options().write(true).open(MOST_CONNECTIONS)?;
         let room = Self { file, before };
-        (&room.file).write_all((size + size / 4).to_string().as_bytes())?;
+        room.file.write_all_at((size + size / 4).to_string().as_bytes(), 0)?;
         Ok(Some(room))
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Err(error) = self.file.write_all(self.before.as_bytes()) {
+        // A switch is only ever written from its beginning.
+        if let Err(error) = self.file.write_all_at(self.before.as_bytes(), 0) {
             eprintln!("{MOST_CONNECTIONS} was {} and stays changed: {error}", self.before.trim());
         }
     }

@@ -42,6 +42,11 @@ const LEGACY_EVERY: u32 = 10;
 /// More changed tables than this are read by one dump of all.
 const MOST_SINGLE_DUMPS: usize = 4;
 
+/// More rules than these are read chain by chain. The kernel finds the place in a
+/// dump where it stopped by counting from its beginning, for each 32 KiB anew, so
+/// what a whole table takes grows with the square of its rules.
+const MOST_AT_ONCE: u64 = 10_000;
+
 /// Follows the ruleset until nobody listens any more.
 ///
 /// # Errors
@@ -250,29 +255,45 @@ fn dump(only: Option<(Family, &str)>, buffer: &mut [u8]) -> Result<(Tables, bool
         }
         Ok::<_, translate::Malformed>(())
     })?;
+    let mut uses = 0_u64;
+    let mut chains = Vec::new();
     whole &= ask(question("dumping nftables' chains", GET_CHAIN), buffer, |message| {
         if let Some(chain) = translate::chain(message.payload)?
             && is_asked(chain.family, chain.table)
         {
             summary.chain(&chain);
+            uses = uses.saturating_add(chain.uses.into());
+            if chain.uses > 0 {
+                chains.push((chain.family, chain.table.to_owned(), chain.name.to_owned()));
+            }
         }
         Ok::<_, translate::Malformed>(())
     })?;
-    let mut body = plain.to_vec();
-    if let Some((_, table)) = only {
-        // NFTA_RULE_TABLE: the kernel then looks at no other table
-        // (nf_tables_dump_rules, net/netfilter/nf_tables_api.c).
-        attribute(&mut body, 1, &[table.as_bytes(), b"\0"].concat());
+    let mut rules = |family: u8, names: &[&str]| -> Result<bool, SourceError> {
+        let mut body = header(family).to_vec();
+        // NFTA_RULE_TABLE and NFTA_RULE_CHAIN, 1 and 2: the kernel then looks at
+        // no other (nf_tables_dump_rules, net/netfilter/nf_tables_api.c).
+        for (kind, name) in (1..).zip(names) {
+            attribute(&mut body, kind, &[name.as_bytes(), b"\0"].concat());
+        }
+        let rules = Question { body: &body, ..question("dumping nftables' rules", GET_RULE) };
+        ask(rules, buffer, |message| {
+            if let Some(rule) = translate::rule(message.payload)?
+                && is_asked(rule.family, rule.table)
+            {
+                summary.rule(rule);
+            }
+            Ok::<_, translate::Malformed>(())
+        })
+    };
+    if uses > MOST_AT_ONCE {
+        for (family, table, chain) in &chains {
+            whole &= rules(family.number(), &[table, chain])?;
+        }
+    } else {
+        let table: Vec<&str> = only.iter().map(|(_, table)| *table).collect();
+        whole &= rules(family, &table)?;
     }
-    let rules = Question { body: &body, ..question("dumping nftables' rules", GET_RULE) };
-    whole &= ask(rules, buffer, |message| {
-        if let Some(rule) = translate::rule(message.payload)?
-            && is_asked(rule.family, rule.table)
-        {
-            summary.rule(rule);
-        }
-        Ok::<_, translate::Malformed>(())
-    })?;
     let tables = summary.finish().into_iter();
     Ok((tables.map(|table| ((table.family, table.name.clone()), table)).collect(), whole))
 }

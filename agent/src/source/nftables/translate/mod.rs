@@ -61,6 +61,8 @@ pub struct Chain<'a> {
     pub name: &'a str,
     /// Its handle.
     pub handle: u64,
+    /// Its rules, and the jumps to it.
+    pub uses: u32,
     /// What makes it a base chain; none where packets come to it by jumps only.
     pub base: Option<Base<'a>>,
 }
@@ -154,7 +156,7 @@ pub fn table(payload: &[u8]) -> Result<Option<Table<'_>>, Malformed> {
 /// When the payload cannot be the kernel's.
 pub fn chain(payload: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
     let Some((family, attributes)) = open(payload)? else { return Ok(None) };
-    let (mut table, mut name, mut handle) = (None, None, 0);
+    let (mut table, mut name, mut handle, mut uses) = (None, None, 0, 0);
     let (mut hooked, mut drops, mut kind_of) = (None, false, "filter");
     for attribute in attributes {
         let (kind, value) = attribute?;
@@ -165,6 +167,7 @@ pub fn chain(payload: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
             4 => hooked = Some(hook(value)?),
             // NF_DROP is 0, NF_ACCEPT 1.
             5 => drops = be32(value)? == 0,
+            6 => uses = be32(value)?,
             7 => kind_of = text(value)?,
             _ => {}
         }
@@ -177,7 +180,7 @@ pub fn chain(payload: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
     });
     let table = table.ok_or(Malformed("a chain without a table"))?;
     let name = name.ok_or(Malformed("a chain without a name"))?;
-    Ok(Some(Chain { family, table, name, handle, base }))
+    Ok(Some(Chain { family, table, name, handle, uses, base }))
 }
 
 /// Hook number and priority (`NFTA_HOOK_...`).

@@ -59,7 +59,7 @@ fn filter() -> Table<'static> {
 
 fn base(name: &'static str, hook: ChainHook) -> Chain<'static> {
     let base = Base { kind: "filter", hook: Some(hook), priority: 0, drops: false };
-    Chain { family: Family::Ip, table: "filter", name, handle: 2, base: Some(base) }
+    Chain { family: Family::Ip, table: "filter", name, handle: 2, uses: 1, base: Some(base) }
 }
 
 fn plain(name: &'static str) -> Chain<'static> {
