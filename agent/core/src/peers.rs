@@ -280,7 +280,7 @@ fn tunnels_to(
         tunnels.push(tunnel);
     }
     for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
-        let advert = counterpart(own, adverts);
+        let advert = counterpart(own, evidence.tunnels, adverts);
         // What the peer says of itself outranks what this node's tables, which
         // may be wrong, say of it.
         let advertised = advert.and_then(|advert| advert.address);
@@ -288,7 +288,10 @@ fn tunnels_to(
             Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
             None => {
                 let Some(overlay) = advertised.or(listed_overlay) else { continue };
-                if advert.is_some_and(|advert| belongs_to_another(advert, own, evidence.tunnels)) {
+                // A device that nothing leads through, and that the peer has no
+                // other end of.
+                let is_anothers = |advert| belongs_to_another(advert, own, evidence.tunnels);
+                if advert.is_none() && adverts.iter().any(is_anothers) {
                     continue;
                 }
                 if is_routed_plainly(peer, overlay, own, evidence) {
@@ -315,9 +318,8 @@ fn tunnels_to(
     tunnels
 }
 
-/// Whether a peer's tunnel is the very counterpart of another own one: a device
-/// that nothing leads through has none then, such as one that a former CNI
-/// plugin left behind on this node alone.
+/// Whether a peer's tunnel is the very counterpart of another own one: one that
+/// a former CNI plugin left behind on this node alone has none then.
 fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -> bool {
     let fits =
         |tunnel: &Tunnel| tunnel.encapsulation == advert.encapsulation && tunnel.vni == advert.vni;
@@ -332,14 +334,16 @@ fn is_routed_plainly(peer: PeerId, overlay: IpAddr, own: &Tunnel, evidence: &Evi
     })
 }
 
-/// The peer's tunnel that an own one ought to talk to: of the same kind, and
-/// of those the most alike.
+/// The peer's tunnel that one of the own ones ought to talk to: of the same kind,
+/// and of those the most alike; none that is plainly another one's.
 pub(crate) fn counterpart<'a>(
     own: &Tunnel,
+    all: &[Tunnel],
     adverts: &'a [TunnelAdvert],
 ) -> Option<&'a TunnelAdvert> {
     adverts
         .iter()
+        .filter(|advert| !belongs_to_another(advert, own, all))
         .filter(|advert| match (own.encapsulation, advert.encapsulation) {
             (Encapsulation::Ipip, Encapsulation::Ipip) => true,
             (Encapsulation::Vxlan(_), Encapsulation::Vxlan(_)) => {
@@ -367,4 +371,47 @@ pub(crate) fn own_entry<'a>(
         .iter()
         .chain(file.unwrap_or_default())
         .find(|entry| addresses.iter().any(|address| address.net.addr() == entry.address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{IfIndex, Owner};
+
+    fn tunnel(index: u32, port: u16, vni: u32) -> Tunnel {
+        Tunnel {
+            index: IfIndex(index),
+            name: format!("tunnel.{index}"),
+            encapsulation: Encapsulation::Vxlan(port),
+            owner: Owner::Unknown,
+            vni: Some(vni),
+            local: None,
+            address: None,
+            mac: None,
+            mtu: 1450,
+            up: true,
+            underlay: None,
+            learning: false,
+            collect_metadata: false,
+            remote: None,
+        }
+    }
+
+    #[test]
+    fn a_leftover_tunnel_is_not_paired_with_what_replaced_it() {
+        let (flannel, calico) = (tunnel(1, 8472, 1), tunnel(2, 4789, 4096));
+        let own = [flannel.clone(), calico.clone()];
+        let there = [TunnelAdvert::from(&calico)];
+        assert_eq!(counterpart(&flannel, &own, &there), None);
+        assert_eq!(counterpart(&calico, &own, &there), Some(&there[0]));
+        // On a node that has only the one, the two ends do not fit each other.
+        assert_eq!(counterpart(&flannel, &own[..1], &there), Some(&there[0]));
+    }
+
+    #[test]
+    fn the_most_alike_is_the_counterpart() {
+        let own = [tunnel(1, 8472, 1)];
+        let there = [tunnel(1, 4789, 2), tunnel(2, 8472, 2)].map(|it| TunnelAdvert::from(&it));
+        assert_eq!(counterpart(&own[0], &own, &there), Some(&there[1]));
+    }
 }

@@ -26,7 +26,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     }
     missing(context, tunnels, verdicts);
     for (peer, leads, tunnel) in context.tunnelled_peers() {
-        if let Some(advert) = fresh_counterpart(context, peer, tunnel) {
+        if let Some(advert) = fresh_counterpart(context, peer, tunnel, tunnels) {
             compare(context, peer, leads, tunnel, advert, verdicts);
         }
     }
@@ -116,10 +116,11 @@ fn fresh_counterpart<'a>(
     context: &'a Context<'_>,
     peer: &Peer,
     tunnel: &Tunnel,
+    all: &[Tunnel],
 ) -> Option<&'a TunnelAdvert> {
     let (heard, status) = context.pair(peer)?.status.as_ref()?;
     let is_fresh = context.at().since(*heard) <= STATUS_FRESH_NS;
-    is_fresh.then(|| counterpart(tunnel, &status.tunnels)).flatten()
+    is_fresh.then(|| counterpart(tunnel, all, &status.tunnels)).flatten()
 }
 
 fn compare(

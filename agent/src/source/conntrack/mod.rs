@@ -37,8 +37,8 @@ const WORTH_COUNTING: u32 = 4_096;
 /// The least time between two counts of entries.
 const COUNT_NS: u64 = 10 * SECOND;
 /// A count may take one part in so many of the processor's time, unless the
-/// table has doubled since: an old count says nothing of such a table, and no
-/// table doubles often.
+/// table has grown by a quarter since: an old count says little of such a table,
+/// and no table grows so often.
 const COUNT_SHARE: u64 = 500;
 
 /// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h), as the upper byte of
@@ -135,8 +135,8 @@ impl Reader {
     ) -> Result<(), SourceError> {
         let now = clock::mono();
         let (began, size_then) = self.last;
-        let has_doubled = size / 2 >= size_then && now.since(began) >= COUNT_NS;
-        if now < self.due && !has_doubled && self.tunnels.is_some() && self.counted == *wanted {
+        let has_grown = size - size / 5 >= size_then && now.since(began) >= COUNT_NS;
+        if now < self.due && !has_grown && self.tunnels.is_some() && self.counted == *wanted {
             return Ok(());
         }
         let before = clock::thread_cpu_ns();
