@@ -65,7 +65,9 @@ fn own(context: &Context<'_>, tunnel: &Tunnel, verdicts: &mut Verdicts) {
             ));
         }
     }
-    if let Some(underlay) = underlay_of(context, tunnel) {
+    // A device whose key comes from outside keeps the kernel's 1500 bytes: routes
+    // say how much fits (Cilium), or the program that sets the key does.
+    if let Some(underlay) = underlay_of(context, tunnel).filter(|_| !tunnel.collect_metadata) {
         let outer_is_v6 = tunnel.local.is_some_and(|local| local.is_ipv6());
         let overhead = tunnel.encapsulation.overhead_bytes(outer_is_v6);
         if tunnel.mtu.saturating_add(overhead) > underlay.mtu {
@@ -185,5 +187,55 @@ fn compare(
             Hop::Delivered,
             Evidence::VtepMac { believed, actual },
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::delta::Delta;
+    use crate::fact::Fact;
+    use crate::model::{IfIndex, LinkCounters, LinkKind, Vxlan, tunnels};
+    use crate::snapshot::Snapshot;
+    use crate::time::Mono;
+
+    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+        Link {
+            index: IfIndex(index),
+            name: name.to_owned(),
+            kind,
+            mac: None,
+            mtu: 1500,
+            admin_up: true,
+            carrier: true,
+            master: None,
+            counters: LinkCounters::default(),
+        }
+    }
+
+    fn judged(name: &str, collect_metadata: bool) -> Vec<Code> {
+        let vxlan = Vxlan { vni: 1, port: 8472, collect_metadata, ..Vxlan::default() };
+        let all = [link(2, "eth0", LinkKind::Plain), link(3, name, LinkKind::Vxlan(vxlan))];
+        let links: BTreeMap<_, _> = all.into_iter().map(|link| (link.index, link)).collect();
+        let tunnels = tunnels(&links, &[]);
+        let now = Snapshot {
+            tunnels: Fact::Seen { value: Arc::new(tunnels), at: Mono(1) },
+            links: Fact::Seen { value: Arc::new(links), at: Mono(1) },
+            underlays: Arc::new(vec![IfIndex(2)]),
+            ..Snapshot::default()
+        };
+        let mut verdicts = Verdicts::default();
+        let context = Context { delta: Delta { before: None, now: &now }, now: &now, digest: None };
+        judge(&context, &mut verdicts);
+        verdicts.findings.iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn an_mtu_that_routes_decide_is_not_judged_by_the_device() {
+        assert_eq!(judged("flannel.1", false), [Code::TunnelMtuTooLarge]);
+        assert_eq!(judged("cilium_vxlan", true), []);
     }
 }
