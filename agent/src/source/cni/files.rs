@@ -31,12 +31,14 @@ const MOST_LINKS: u32 = 40;
 
 /// What a file was when it was read.
 type Stamp = (u64, u64, u64, i64, i64);
+/// A file as it was read, or what is wrong with it.
+type Known = (Stamp, Result<CniConfiguration, String>);
 
 /// The files, with what was read of them last.
 #[derive(Debug)]
 pub(super) struct Files {
     root: PathBuf,
-    known: BTreeMap<String, (Stamp, Result<CniConfiguration, String>)>,
+    known: BTreeMap<String, Known>,
 }
 
 impl Files {
@@ -66,7 +68,7 @@ impl Files {
     fn directory(
         &mut self,
         path: String,
-        before: &BTreeMap<String, (Stamp, Result<CniConfiguration, String>)>,
+        before: &BTreeMap<String, Known>,
     ) -> Result<Option<CniDirectory>, SourceError> {
         let failed = |error| SourceError::io(format!("reading {path}"), error);
         let entries = match inside(&self.root, &path).and_then(fs::read_dir) {
@@ -86,7 +88,7 @@ impl Files {
         for name in names {
             let path = format!("{path}/{name}");
             // A file that went meanwhile is not there.
-            let Some((stamp, content)) = self.configuration(&path, before) else { continue };
+            let Some((stamp, content)) = self.configuration(&path, before)? else { continue };
             self.known.insert(path.clone(), (stamp, content.clone()));
             files.push(CniFile { path, content });
         }
@@ -94,26 +96,32 @@ impl Files {
     }
 
     /// One file, read again if it is another; none where it is gone, or is no file.
+    /// A file that only root may read (installers make them so, since the CIS
+    /// benchmark wants it) is as good as any to the runtime: nothing is known of
+    /// it, nor of which one is in force.
     fn configuration(
         &self,
         path: &str,
-        before: &BTreeMap<String, (Stamp, Result<CniConfiguration, String>)>,
-    ) -> Option<(Stamp, Result<CniConfiguration, String>)> {
+        before: &BTreeMap<String, Known>,
+    ) -> Result<Option<Known>, SourceError> {
         let opened = inside(&self.root, path).and_then(open);
         let (file, stamp) = match opened {
             Ok(opened) => opened,
-            Err(error) if is_nothing(&error) => return None,
-            Err(error) => return Some((Stamp::default(), Err(error.to_string()))),
+            Err(error) if is_nothing(&error) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(SourceError::io(format!("reading {path}"), error));
+            }
+            Err(error) => return Ok(Some((Stamp::default(), Err(error.to_string())))),
         };
         if let Some((known, content)) = before.get(path)
             && *known == stamp
         {
-            return Some((stamp, content.clone()));
+            return Ok(Some((stamp, content.clone())));
         }
         let content = load(file)
             .map_err(|error| error.to_string())
             .and_then(|text| translate::configuration(path, &text));
-        Some((stamp, content))
+        Ok(Some((stamp, content)))
     }
 
     /// A whole file; none where there is none.

@@ -107,6 +107,33 @@ fn what_is_too_large_or_no_file_is_told_and_not_read() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_no_malformed_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = host(&[("etc/cni/net.d/05-cilium.conflist", FLANNEL)]);
+    let allow = |path: &str, mode| {
+        fs::set_permissions(root.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow("etc/cni/net.d/05-cilium.conflist", 0o600);
+    for folder in ["", "etc", "etc/cni", "etc/cni/net.d"] {
+        allow(folder, 0o755);
+    }
+    let path = root.path().to_owned();
+    // Only this thread becomes nobody.
+    let read = thread::spawn(move || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+        let is_denied = fs::read(path.join("etc/cni/net.d/05-cilium.conflist")).is_err();
+        (is_denied, Files::new(path).read())
+    });
+    let (is_denied, read) = read.join().unwrap();
+    // Whoever is not root stays the file's owner.
+    if is_denied {
+        let error = read.unwrap_err();
+        assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Denied);
+        assert!(error.to_string().contains("05-cilium.conflist"), "{error}");
+    }
+}
+
+#[test]
 fn a_folder_of_too_many_files_is_cut_and_says_so() {
     let root = host(&[]);
     for number in 0..70 {
