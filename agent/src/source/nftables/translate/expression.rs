@@ -71,6 +71,19 @@ enum Held {
     Other,
 }
 
+impl Rule<'_> {
+    /// Rules that do the same with another comment are not the same: Calico has
+    /// "return if accepted" after each rule of a policy, each with a comment of its
+    /// own, and nobody appended those by mistake.
+    pub(super) fn tell_apart(&mut self, comment: &[u8]) {
+        if !comment.is_empty() {
+            let mut hasher = Fnv(self.digest);
+            hasher.write(comment);
+            self.digest = hasher.finish();
+        }
+    }
+}
+
 pub(super) fn read<'a>(
     family: Family,
     table: &'a str,

@@ -203,7 +203,8 @@ fn hook(value: &[u8]) -> Result<(u32, i32), Malformed> {
 /// When the payload cannot be the kernel's.
 pub fn rule(payload: &[u8]) -> Result<Option<Rule<'_>>, Malformed> {
     let Some((family, attributes)) = open(payload)? else { return Ok(None) };
-    let (mut table, mut chain, mut handle, mut expressions) = (None, None, 0, &[][..]);
+    let (mut table, mut chain, mut handle) = (None, None, 0);
+    let (mut expressions, mut comment) = (&[][..], &[][..]);
     for attribute in attributes {
         let (kind, value) = attribute?;
         match kind {
@@ -211,12 +212,16 @@ pub fn rule(payload: &[u8]) -> Result<Option<Rule<'_>>, Malformed> {
             2 => chain = Some(text(value)?),
             3 => handle = be64(value)?,
             4 => expressions = value,
+            // NFTA_RULE_USERDATA: the kernel keeps it for whoever made the rule.
+            7 => comment = value,
             _ => {}
         }
     }
     let table = table.ok_or(Malformed("a rule without a table"))?;
     let chain = chain.ok_or(Malformed("a rule without a chain"))?;
-    expression::read(family, table, chain, handle, expressions).map(Some)
+    let mut rule = expression::read(family, table, chain, handle, expressions)?;
+    rule.tell_apart(comment);
+    Ok(Some(rule))
 }
 
 #[cfg(test)]

@@ -169,6 +169,18 @@ fn what_no_outer_packet_comes_to_is_no_blocker() {
 }
 
 #[test]
+fn rules_of_one_policy_with_comments_of_their_own_are_no_flood() {
+    let one = |handle: u64, comment: u64| {
+        let plain = message("filter", "FORWARD", handle, &[counter(handle), verdict(-5, "")]);
+        [plain, attribute(7, format!("\0\x06cali:{comment:02}\0").as_bytes())].concat()
+    };
+    let own: Vec<_> = (1..=20).map(|handle| one(handle, handle)).collect();
+    assert_eq!(summed_up(&own).floods, []);
+    let same: Vec<_> = (1..=20).map(|handle| one(handle, 1)).collect();
+    assert_eq!(summed_up(&same).floods[0].times, 20);
+}
+
+#[test]
 fn the_same_rule_again_and_again_is_a_flood() {
     let [meta, is_tcp] = protocol(6);
     let one = |handle: u64| {
