@@ -9,11 +9,14 @@ use std::collections::BTreeSet;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Evidence, Finding, SetEvidence, Subject, Thing};
-use crate::model::{IpSet, IpSets, ToolProcess, ToolSpace, ToolVersion, Tools};
+use crate::model::{IpSet, IpSets, Service, ToolProcess, ToolSpace, ToolVersion, Tools};
 
-/// Felix, Calico's agent: it lists all sets, and fails on the first that its
-/// ipset cannot read (calico#11051).
+/// Felix, Calico's agent: it fails on a set of its own that its ipset cannot read
+/// (calico#11051); up to 3.27.0 also on others' sets, which it listed with its
+/// own (calico#8387).
 const FELIX: &str = "calico-node";
+/// How Felix names its own sets (`IPVersionConfig`, felix/ipsets).
+const FELIX_OWN: &str = "cali";
 /// Others that read all sets (`ipset save`): K3s's and kube-router's network
 /// policy controllers, Weave's.
 const SAVERS: [&str; 5] = ["kube-router", "k3s", "k3s-server", "k3s-agent", "weave-npc"];
@@ -42,8 +45,19 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let (Some(sets), Some(tools)) = (sets, context.now.tools.seen()) else {
         return verdicts.blind(&[Code::IpsetReaderTooOld, Code::IpsetReaderBehind]);
     };
-    readers(Code::IpsetReaderTooOld, &[FELIX], sets, tools, verdicts);
-    readers(Code::IpsetReaderBehind, &SAVERS, sets, tools, verdicts);
+    readers(Code::IpsetReaderTooOld, &[FELIX], felix_reads(context), sets, tools, verdicts);
+    readers(Code::IpsetReaderBehind, &SAVERS, |_| true, sets, tools, verdicts);
+}
+
+/// The sets that Felix fails on: its own, and all of them unless it says of itself
+/// that it is well, which a Felix of an old release would not with a foreign set
+/// that it cannot read. All of these releases carry the same ipset.
+fn felix_reads(context: &Context<'_>) -> impl Fn(&IpSet) -> bool {
+    let services = context.now.services.seen();
+    let is_well = services.is_some_and(|all| {
+        all.iter().any(|it| it.service == Service::Felix && it.ailing_since.is_none())
+    });
+    move |set| !is_well || set.name.starts_with(FELIX_OWN)
 }
 
 /// A process that reads all sets with a tool that cannot read all of them.
@@ -55,9 +69,16 @@ struct Reader<'a> {
     sets: Vec<(&'a IpSet, u8)>,
 }
 
-fn readers(code: Code, names: &[&str], sets: &IpSets, tools: &Tools, verdicts: &mut Verdicts) {
+fn readers(
+    code: Code,
+    names: &[&str],
+    reads: impl Fn(&IpSet) -> bool,
+    sets: &IpSets,
+    tools: &Tools,
+    verdicts: &mut Verdicts,
+) {
     let found: Vec<_> =
-        tools.spaces.iter().filter_map(|space| reader(space, names, sets)).collect();
+        tools.spaces.iter().filter_map(|space| reader(space, names, &reads, sets)).collect();
     let Some((first, _)) = found.iter().find_map(|reader| reader.sets.first()) else { return };
     let mut evidence = Vec::new();
     for reader in found.iter().take(MOST_READERS) {
@@ -96,7 +117,12 @@ fn readers(code: Code, names: &[&str], sets: &IpSets, tools: &Tools, verdicts: &
 }
 
 /// The reader of this space, if one of `names` runs there and cannot read a set.
-fn reader<'a>(space: &'a ToolSpace, names: &[&str], sets: &'a IpSets) -> Option<Reader<'a>> {
+fn reader<'a>(
+    space: &'a ToolSpace,
+    names: &[&str],
+    reads: impl Fn(&IpSet) -> bool,
+    sets: &'a IpSets,
+) -> Option<Reader<'a>> {
     let tool = space.ipset?;
     let process = space.processes.iter().find(|process| names.contains(&process.name.as_str()))?;
     let mut sets: Vec<_> = sets
@@ -104,6 +130,7 @@ fn reader<'a>(space: &'a ToolSpace, names: &[&str], sets: &'a IpSets) -> Option<
         .iter()
         .filter_map(|set| Some((set, tool.newest_revision(&set.kind)?)))
         .filter(|(set, newest)| set.revision > *newest)
+        .filter(|(set, _)| reads(set))
         .collect();
     // The reader's own before those that the writer made for itself.
     sets.sort_by_key(|(set, _)| is_kube_routers(&set.name));
@@ -199,7 +226,7 @@ mod tests {
     use super::*;
     use crate::delta::Delta;
     use crate::fact::{Fact, Gap};
-    use crate::model::{Revisions, SetChange};
+    use crate::model::{Revisions, ServiceHealth, SetChange};
     use crate::snapshot::Snapshot;
     use crate::time::Mono;
 
@@ -297,6 +324,29 @@ mod tests {
         }
         let low = sets(vec![set("KUBE-SRC-AB", 5), set("cali40masq", 5)]);
         assert_eq!(read(low, vec![space(2, "7.10", FELIX)]), []);
+    }
+
+    #[test]
+    fn a_felix_that_is_well_reads_its_own_sets_only() {
+        let code = |names: &[&str], ailing_since: Option<Mono>| -> Vec<Code> {
+            let all = names.iter().map(|name| set(name, 6)).collect();
+            let felix =
+                ServiceHealth { service: Service::Felix, answer: None, ailing_since, ailing: 0 };
+            let now = Snapshot {
+                ipsets: seen(sets(all)),
+                tools: seen(Tools { spaces: vec![space(2, "7.11", FELIX)] }),
+                services: seen(vec![felix]),
+                ..Snapshot::default()
+            };
+            let mut verdicts = Verdicts::default();
+            let delta = Delta { before: None, now: &now };
+            judge(&Context { delta, now: &now, digest: None }, &mut verdicts);
+            verdicts.findings.iter().map(|finding| finding.code).collect()
+        };
+        // kube-proxy's in IPVS mode.
+        assert_eq!(code(&["KUBE-CLUSTER-IP"], None), []);
+        assert_eq!(code(&["KUBE-CLUSTER-IP"], Some(Mono(1))), [Code::IpsetReaderTooOld]);
+        assert_eq!(code(&["KUBE-CLUSTER-IP", "cali40masq"], None), [Code::IpsetReaderTooOld]);
     }
 
     #[test]
