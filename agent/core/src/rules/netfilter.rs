@@ -56,7 +56,11 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             foreign_chains(table, verdicts);
             floods(table, verdicts);
         }
-        backends(netfilter, verdicts);
+        if netfilter.legacy_is_hidden {
+            verdicts.blind(&[Code::IptablesBackendsMixed]);
+        } else {
+            backends(netfilter, verdicts);
+        }
         flushed(netfilter, verdicts);
     }
 }

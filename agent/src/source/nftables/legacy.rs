@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use overlaywatch_core::model::LegacyTable;
 use socket2::{Domain, Socket, Type};
@@ -29,16 +30,25 @@ struct Info {
     size: u32,
 }
 
-/// The tables of the calling thread's network namespace.
-pub(super) fn tables() -> Result<Vec<LegacyTable>, SourceError> {
+/// The tables of the calling thread's network namespace; none where they are
+/// hidden: their list is for root alone (xt_proto_init,
+/// net/netfilter/x_tables.c), whatever the capabilities for networks.
+pub(super) fn tables() -> Result<Option<Vec<LegacyTable>>, SourceError> {
+    tables_in(Path::new("/proc/thread-self/net"))
+}
+
+fn tables_in(folder: &Path) -> Result<Option<Vec<LegacyTable>>, SourceError> {
     let mut tables = Vec::new();
     for (v6, file) in [(false, "ip_tables_names"), (true, "ip6_tables_names")] {
-        let path = format!("/proc/thread-self/net/{file}");
+        let path = folder.join(file);
         let names = match fs::read_to_string(&path) {
             Ok(names) => names,
             // The module is not loaded: there are none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(SourceError::io(format!("reading {path}"), error)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) => {
+                return Err(SourceError::io(format!("reading {}", path.display()), error));
+            }
         };
         let named = names.lines().filter(|name| !name.is_empty()).take(MOST_TABLES);
         tables.extend(named.map(|name| LegacyTable {
@@ -47,7 +57,7 @@ pub(super) fn tables() -> Result<Vec<LegacyTable>, SourceError> {
             rules: rules(v6, name).ok(),
         }));
     }
-    Ok(tables)
+    Ok(Some(tables))
 }
 
 /// Rules of a table that is there: to ask for another would make it.
@@ -76,4 +86,30 @@ fn rules(v6: bool, name: &str) -> io::Result<u32> {
     // A policy for each of its hooks, and one at the end for errors
     // (IPT_ERROR, net/ipv4/netfilter/ip_tables.c).
     Ok(info.entries.saturating_sub(info.valid_hooks.count_ones() + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_list_for_root_alone_hides_the_tables_and_fails_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(tables_in(folder.path()).unwrap(), Some(Vec::new()));
+        let path = folder.path().join("ip_tables_names");
+        fs::write(&path, "").unwrap();
+        assert_eq!(tables_in(folder.path()).unwrap(), Some(Vec::new()));
+        for (path, mode) in [(path.as_path(), 0o000), (folder.path(), 0o755)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let folder = folder.path().to_owned();
+        // Only this thread becomes nobody.
+        let hidden = std::thread::spawn(move || {
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+            tables_in(&folder)
+        });
+        assert_eq!(hidden.join().unwrap().unwrap(), None);
+    }
 }

@@ -91,7 +91,8 @@ pub struct Reader {
     /// What changed since the last good dump.
     touched: Touched,
     tables: BTreeMap<(Family, String), NftTable>,
-    legacy: Vec<LegacyTable>,
+    /// None while they are hidden.
+    legacy: Option<Vec<LegacyTable>>,
     legacy_age: u32,
     /// The generation up to which everything is known.
     generation: u32,
@@ -136,7 +137,10 @@ impl Reader {
         if is_told {
             self.generation = id;
         }
-        let is_new = self.told.as_ref().is_none_or(|told| told.legacy != self.legacy);
+        let is_new = self.told.as_ref().is_none_or(|told| {
+            let legacy = (!told.legacy_is_hidden).then_some(&told.legacy);
+            legacy != self.legacy.as_ref()
+        });
         Ok(is_new || self.is_stale || self.touched.all || !self.touched.tables.is_empty())
     }
 
@@ -153,7 +157,8 @@ impl Reader {
         let mut now = Netfilter {
             generation: self.generation,
             tables: self.tables.values().cloned().collect(),
-            legacy: self.legacy.clone(),
+            legacy: self.legacy.clone().unwrap_or_default(),
+            legacy_is_hidden: self.legacy.is_none(),
             flushed: Vec::new(),
         };
         if let Some(before) = &self.told {

@@ -35,6 +35,9 @@ pub struct Netfilter {
     pub tables: Vec<NftTable>,
     /// Tables of the older xtables that are there.
     pub legacy: Vec<LegacyTable>,
+    /// The kernel does not tell which of them are there.
+    #[serde(default)]
+    pub legacy_is_hidden: bool,
     /// Rulesets of controllers that were removed and have not come back.
     pub flushed: Vec<Flushed>,
 }

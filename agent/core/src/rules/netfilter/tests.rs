@@ -262,6 +262,19 @@ fn backends_are_mixed_only_where_both_have_rules() {
 }
 
 #[test]
+fn backends_that_are_hidden_are_not_judged() {
+    let netfilter = Netfilter { legacy_is_hidden: true, ..Netfilter::default() };
+    let now = node(netfilter, Vec::new());
+    let mut verdicts = Verdicts::default();
+    judge(
+        &Context { delta: Delta { before: None, now: &now }, now: &now, digest: None },
+        &mut verdicts,
+    );
+    assert_eq!(verdicts.blind, [Code::IptablesBackendsMixed]);
+    assert_eq!(verdicts.findings, []);
+}
+
+#[test]
 fn floods_and_flushes_are_told_with_their_numbers() {
     let flood = Flood { at: at("FORWARD"), times: 24, rules: 30 };
     let flooded = NftTable { floods: vec![flood], ..table("filter") };
