@@ -19,7 +19,7 @@ use overlaywatch_core::model::{Committer, Family, LegacyTable, Netfilter, NftTab
 use tokio::sync::mpsc::Sender;
 
 use super::ask::{Question, ask, attribute};
-use super::meter::{Closed, disabled, metered};
+use super::meter::{Closed, Run, disabled, metered};
 use super::{ATTENTION, Options, SourceError, wire};
 use crate::clock;
 use follow::{Follower, Touched};
@@ -37,6 +37,10 @@ const ANY_FAMILY: u8 = 0;
 const ATTEMPTS: u32 = 3;
 /// The longest pause while a controller commits without pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// A dump may take this share of a core, one in 25, where one follows the other:
+/// with tens of thousands of rules each takes a tenth of a second, and kube-proxy
+/// commits every second where pods come and go.
+const SHARE: u32 = 25;
 /// xtables tell of no change: they are looked at every so many ticks.
 const LEGACY_EVERY: u32 = 10;
 /// More changed tables than this are read by one dump of all.
@@ -58,17 +62,26 @@ pub fn run(options: &Options, updates: &Sender<Update>) -> Result<(), Closed> {
     let mut reader = Reader::default();
     let mut wait = options.poll;
     loop {
-        let is_well = match reader.has_changed() {
-            Ok(false) => true,
+        let run = match reader.has_changed() {
+            Ok(false) => None,
             Ok(true) => {
                 let read = || Ok(Update::Netfilter(Box::new(reader.read()?)));
-                metered(updates, SourceId::Nftables, read)?.succeeded
+                Some(metered(updates, SourceId::Nftables, read)?)
             }
-            Err(error) => metered(updates, SourceId::Nftables, || Err(error))?.succeeded,
+            Err(error) => Some(metered(updates, SourceId::Nftables, || Err(error))?),
         };
-        wait = if is_well { options.poll } else { (wait * 2).clamp(options.poll, LONGEST_PAUSE) };
+        wait = rest(run, wait, options.poll);
         pause(wait, updates)?;
     }
+}
+
+/// How long to rest after a run, if there was one, and after this rest before it.
+/// A change after a quiet time is read at once, however large the ruleset.
+fn rest(run: Option<Run>, before: Duration, poll: Duration) -> Duration {
+    let Some(run) = run else { return poll };
+    let fair = Duration::from_nanos(run.cpu_ns).saturating_mul(SHARE);
+    let longer = if run.succeeded { fair } else { fair.max(before.saturating_mul(2)) };
+    longer.clamp(poll, LONGEST_PAUSE.max(poll))
 }
 
 /// Sleeps, in slices short enough to notice that nobody listens.
@@ -301,4 +314,24 @@ fn dump(only: Option<(Family, &str)>, buffer: &mut [u8]) -> Result<(Tables, bool
     }
     let tables = summary.finish().into_iter();
     Ok((tables.map(|table| ((table.family, table.name.clone()), table)).collect(), whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dear_dump_is_followed_by_a_long_rest_and_quiet_by_none() {
+        let poll = Duration::from_millis(500);
+        let after = |succeeded, cpu_ms: u64, before_ms| {
+            let run = Run { succeeded, cpu_ns: cpu_ms * 1_000_000 };
+            rest(Some(run), Duration::from_millis(before_ms), poll)
+        };
+        assert_eq!(after(true, 2, 500), poll);
+        assert_eq!(after(true, 100, 500), Duration::from_millis(2_500));
+        assert_eq!(after(true, 1_000, 500), LONGEST_PAUSE);
+        assert_eq!(after(false, 2, 500), Duration::from_secs(1));
+        assert_eq!(after(false, 2, 8_000), LONGEST_PAUSE);
+        assert_eq!(rest(None, LONGEST_PAUSE, poll), poll);
+    }
 }
