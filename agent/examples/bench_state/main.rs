@@ -42,6 +42,8 @@ enum Verb {
     },
     /// Read the table once, as the agent does at its start
     Once { what: Table },
+    /// Read nothing: what the program itself takes
+    Idle,
 }
 
 /// What is read.
@@ -77,6 +79,14 @@ impl Table {
         }
     }
 
+    /// What makes the tool do nothing but start.
+    fn version(self) -> &'static str {
+        match self {
+            Self::Routes => "-V",
+            Self::Rules | Self::Connections | Self::Sets => "--version",
+        }
+    }
+
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -85,6 +95,7 @@ impl Table {
 fn main() -> Result<()> {
     match Arguments::parse().verb {
         Verb::Once { what } => once(what),
+        Verb::Idle => Ok(()),
         Verb::Compare { what, size, runs } => compare(what, size, runs),
     }
 }
@@ -103,6 +114,10 @@ fn compare(what: Table, size: u32, runs: u32) -> Result<()> {
         Table::Sets => fill::sets(size)?,
     }
     let program = std::env::current_exe().context("where this program is")?;
+    let idle = json!({
+        "ours": cost(Command::new(&program).arg("idle"))?,
+        "usual": cost(Command::new(what.tool()[0]).arg(what.version()))?,
+    });
     let mut ours = Command::new(program);
     ours.args(["once", &what.name()]);
     let (tool, arguments) = what.tool().split_first().context("a tool has a name")?;
@@ -129,6 +144,7 @@ fn compare(what: Table, size: u32, runs: u32) -> Result<()> {
         "usual_tool": what.tool().join(" "),
         "ours": our_runs,
         "usual": usual_runs,
+        "idle": idle,
     });
     println!("{document:#}");
     Ok(())
