@@ -33,7 +33,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 3000,
         clear_after_seconds: 5,
         parents: &[],
-        meaning: "All rules of a controller went in one change and did not come back: services, policies and masquerading of pods no longer work. `nft flush ruleset` and a reload of firewalld do this.",
+        meaning: "All rules of a controller went in one change and did not come back: services, policies and masquerading of pods no longer work. (Said for a quarter of an hour: what is still gone then was removed on purpose.) `nft flush ruleset` and a reload of firewalld do this.",
         remedy: "Restart {name} on this node so that it programs its rules again; then keep the program named here from removing them (firewalld: disable it, or FlushAllOnReload=no).",
     },
     Entry {

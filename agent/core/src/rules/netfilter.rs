@@ -61,7 +61,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         } else {
             backends(netfilter, verdicts);
         }
-        flushed(netfilter, verdicts);
+        flushed(context, netfilter, verdicts);
     }
 }
 
@@ -341,8 +341,8 @@ fn backends(netfilter: &Netfilter, verdicts: &mut Verdicts) {
     }
 }
 
-fn flushed(netfilter: &Netfilter, verdicts: &mut Verdicts) {
-    for gone in &netfilter.flushed {
+fn flushed(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut Verdicts) {
+    for gone in netfilter.flushed.iter().filter(|gone| !gone.is_over(context.at())) {
         let now = netfilter.programmed(gone.of);
         let evidence = Filtered::Flushed {
             of: gone.of,

@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Mono;
+use crate::time::{Mono, SECOND};
 
 pub use matches::{Matches, Outer};
 
@@ -24,6 +24,11 @@ pub const MOST_FLOODS: usize = 16;
 pub const MOST_TABLES: usize = 256;
 /// How often a rule must be in one chain to count as repeated.
 pub const REPEATED: u32 = 16;
+/// How long rules that were flushed are missed. By then whoever runs has
+/// programmed its chains again (by default kube-proxy, kube-router and Felix do so
+/// every five minutes or more often), and what did not come back was removed on
+/// purpose: another plugin, another mode of kube-proxy, no policies any more.
+const MISSED_NS: u64 = 900 * SECOND;
 
 /// Netfilter of one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,7 +288,7 @@ pub enum Controller {
     Calico,
     /// flannel: FLANNEL-*.
     Flannel,
-    /// Cilium: CILIUM_*.
+    /// Cilium: CILIUM_*, and OLD_CILIUM_* while it replaces them.
     Cilium,
 }
 
@@ -296,7 +301,7 @@ impl Controller {
             Self::Calico
         } else if begins("FLANNEL-") {
             Self::Flannel
-        } else if begins("CILIUM_") {
+        } else if begins("CILIUM_") || begins("OLD_CILIUM_") {
             Self::Cilium
         } else if ["KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"].into_iter().any(begins) {
             Self::KubeRouter
@@ -311,6 +316,9 @@ impl Controller {
     /// controller runs: services and pods come and go, these stay.
     #[must_use]
     pub fn is_anchor(name: &str) -> bool {
+        // Cilium renames its chains, makes new ones, and then removes the old
+        // (InstallRules, cilium pkg/datapath/iptables).
+        let name = name.strip_prefix("OLD_").filter(|it| it.starts_with("CILIUM_")).unwrap_or(name);
         matches!(
             name,
             "KUBE-SERVICES"
@@ -331,6 +339,18 @@ impl Controller {
                 | "CILIUM_OUTPUT"
                 | "CILIUM_POST_nat"
         )
+    }
+
+    /// Whose own table this is: that of kube-proxy's nftables mode (`kubeProxyTable`,
+    /// kubernetes pkg/proxy/nftables) and of Felix's nftables dataplane
+    /// (felix/dataplane/linux), which take the place of their iptables chains.
+    #[must_use]
+    pub fn of_table(family: Family, name: &str) -> Option<Self> {
+        match (family, name) {
+            (Family::Ip | Family::Ip6, "kube-proxy") => Some(Self::KubeProxy),
+            (Family::Ip | Family::Ip6, "calico") => Some(Self::Calico),
+            _ => None,
+        }
     }
 
     /// Its name as people say it.
@@ -455,6 +475,14 @@ pub struct Flushed {
     pub by: Option<Committer>,
 }
 
+impl Flushed {
+    /// Whether nobody misses it any more at this time.
+    #[must_use]
+    pub fn is_over(&self, now: Mono) -> bool {
+        now.since(self.at) >= MISSED_NS
+    }
+}
+
 impl Netfilter {
     /// What one controller keeps in all tables together.
     #[must_use]
@@ -469,11 +497,20 @@ impl Netfilter {
         })
     }
 
+    /// Whether a controller keeps its rules here, in chains of iptables or in a
+    /// table of its own.
+    fn is_programmed(&self, by: Controller) -> bool {
+        let of_own = |table: &NftTable| {
+            table.rules > 0 && Controller::of_table(table.family, &table.name) == Some(by)
+        };
+        self.programmed(by).anchored > 0 || self.tables.iter().any(of_own)
+    }
+
     /// Carries over from `before` what was flushed and is still gone, and adds
     /// what went with the change that led here.
     pub fn compare(&mut self, before: &Self, at: Mono, by: Option<&Committer>) {
         let mut flushed = before.flushed.clone();
-        flushed.retain(|one| self.programmed(one.of).anchored == 0);
+        flushed.retain(|one| !self.is_programmed(one.of) && !one.is_over(at));
         for of in [
             Controller::KubeProxy,
             Controller::KubeRouter,
@@ -482,7 +519,7 @@ impl Netfilter {
             Controller::Cilium,
         ] {
             let had = before.programmed(of);
-            if had.anchored > 0 && self.programmed(of).anchored == 0 {
+            if had.anchored > 0 && !self.is_programmed(of) {
                 let (chains, rules, by) = (had.chains, had.rules, by.cloned());
                 flushed.push(Flushed { of, chains, rules, at, by });
             }
@@ -535,6 +572,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_flushed_is_missed_for_a_while() {
+        let (mut empty, mut still) = (holding(0), holding(0));
+        empty.compare(&holding(3), Mono(5), None);
+        assert!(!empty.flushed[0].is_over(Mono(5 + MISSED_NS - 1)));
+        assert!(empty.flushed[0].is_over(Mono(5 + MISSED_NS)));
+        still.compare(&empty, Mono(5 + MISSED_NS), None);
+        assert_eq!(still.flushed, []);
+    }
+
+    #[test]
+    fn a_table_of_its_own_takes_the_place_of_its_chains() {
+        let moved = |family, name: &str| {
+            let mut moved = holding(0);
+            let own = NftTable { family, name: name.to_owned(), ..moved.tables[0].clone() };
+            moved.tables.push(own);
+            moved
+        };
+        // Before the chains are removed, and after.
+        let mut at_once = moved(Family::Ip, "calico");
+        at_once.compare(&holding(3), Mono(5), None);
+        assert_eq!(at_once.flushed, []);
+        let (mut empty, mut later) = (holding(0), moved(Family::Ip, "calico"));
+        empty.compare(&holding(3), Mono(5), None);
+        assert_eq!(empty.flushed.len(), 1);
+        later.compare(&empty, Mono(9), None);
+        assert_eq!(later.flushed, []);
+        // Another's, and an empty one.
+        let mut others = moved(Family::Ip, "kube-proxy");
+        others.compare(&holding(3), Mono(5), None);
+        assert_eq!(others.flushed.len(), 1);
+        let mut hollow = moved(Family::Ip, "calico");
+        hollow.tables[1].rules = 0;
+        hollow.compare(&holding(3), Mono(5), None);
+        assert_eq!(hollow.flushed.len(), 1);
+    }
+
+    #[test]
     fn fewer_rules_are_no_flush() {
         let mut fewer = holding(1);
         fewer.compare(&holding(3), Mono(5), None);
@@ -545,6 +619,9 @@ mod tests {
     fn chains_are_known_by_their_names() {
         assert_eq!(Controller::of_chain("KUBE-ROUTER-INPUT"), Some(Controller::KubeRouter));
         assert_eq!(Controller::of_chain("KUBE-SVC-ABC"), Some(Controller::KubeProxy));
+        assert_eq!(Controller::of_chain("OLD_CILIUM_INPUT"), Some(Controller::Cilium));
         assert_eq!(Controller::of_chain("DOCKER-USER"), None);
+        assert!(Controller::is_anchor("OLD_CILIUM_INPUT"));
+        assert!(!Controller::is_anchor("OLD_cali-INPUT"));
     }
 }

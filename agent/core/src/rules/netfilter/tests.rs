@@ -12,7 +12,7 @@ use crate::model::{
     LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, RuleAt, Tunnel, Vxlan, tunnels,
 };
 use crate::snapshot::Snapshot;
-use crate::time::Mono;
+use crate::time::{Mono, SECOND};
 
 const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
 const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
@@ -282,7 +282,7 @@ fn floods_and_flushes_are_told_with_their_numbers() {
     let gone = Flushed { of: Controller::Calico, chains: 4, rules: 9, at: Mono(1), by };
     let netfilter =
         Netfilter { tables: vec![flooded], flushed: vec![gone], ..Netfilter::default() };
-    let snapshot = node(netfilter, Vec::new());
+    let mut snapshot = node(netfilter, Vec::new());
     assert_eq!(
         said(&snapshot),
         [
@@ -294,6 +294,9 @@ fn floods_and_flushes_are_told_with_their_numbers() {
         judged(&snapshot).findings.iter().map(|f| f.evidence[0].to_string()).collect();
     assert!(texts[0].starts_with("24 of 30 rules in table ip filter, chain FORWARD"), "{texts:?}");
     assert!(texts[1].ends_with("removed by nft (pid 7)"), "{texts:?}");
+    // What did not come back for so long was removed on purpose.
+    snapshot.now.mono = Mono(1).plus(900 * SECOND);
+    assert_eq!(said(&snapshot), [(Code::RulesFlood, "ip filter FORWARD".to_owned())]);
 }
 
 #[test]
