@@ -198,13 +198,18 @@ fn policy(table: &NftTable, base: &BaseChain, hook: ChainHook) -> Filtered {
 
 /// A policy to drop what is forwarded, while nearly all of a peer's traffic with
 /// pods here is dropped by netfilter. Where rules accept that, the same policy
-/// is what a careful administrator sets.
+/// is what a careful administrator sets. Where network policies deny something,
+/// all of a peer's traffic may be what they deny: nothing tells one drop from the
+/// other.
 fn forward_policy(
     context: &Context<'_>,
     netfilter: &Netfilter,
     counts: &KernelCounts,
     verdicts: &mut Verdicts,
 ) {
+    if netfilter.denies_by_policy() {
+        return;
+    }
     let chains = netfilter.tables.iter().flat_map(|table| {
         let of_forward = |base: &&BaseChain| base.drops && base.hook == Some(ChainHook::Forward);
         table.base.iter().filter(of_forward).map(move |base| (table, base))

@@ -377,6 +377,9 @@ pub struct Programmed {
     pub rules: u32,
     /// Rules in those that are there whenever it runs ([`Controller::is_anchor`]).
     pub anchored: u32,
+    /// Rules in them that drop or reject.
+    #[serde(default)]
+    pub denials: u32,
 }
 
 /// Where a rule is.
@@ -488,13 +491,24 @@ impl Netfilter {
     #[must_use]
     pub fn programmed(&self, by: Controller) -> Programmed {
         let parts = self.tables.iter().flat_map(|table| &table.programmed);
-        let none = Programmed { by, chains: 0, rules: 0, anchored: 0 };
+        let none = Programmed { by, chains: 0, rules: 0, anchored: 0, denials: 0 };
         parts.filter(|part| part.by == by).fold(none, |sum, part| Programmed {
             by,
             chains: sum.chains.saturating_add(part.chains),
             rules: sum.rules.saturating_add(part.rules),
             anchored: sum.anchored.saturating_add(part.anchored),
+            denials: sum.denials.saturating_add(part.denials),
         })
+    }
+
+    /// Whether rules are here that deny pods what a network policy does not allow.
+    /// Not kube-proxy's, which drop what is invalid wherever it runs, and reject
+    /// what is sent to services without endpoints.
+    #[must_use]
+    pub fn denies_by_policy(&self) -> bool {
+        [Controller::KubeRouter, Controller::Calico, Controller::Cilium]
+            .into_iter()
+            .any(|by| self.programmed(by).denials > 0)
     }
 
     /// Whether a controller keeps its rules here, in chains of iptables or in a
@@ -533,7 +547,8 @@ mod tests {
     use super::*;
 
     fn holding(anchored: u32) -> Netfilter {
-        let calico = Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored };
+        let calico =
+            Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored, denials: 0 };
         let table = NftTable {
             family: Family::Ip,
             name: "filter".to_owned(),

@@ -9,7 +9,8 @@ use crate::fact::Fact;
 use crate::kernel::Traffic;
 use crate::model::{
     Blocker, Committer, Controller, Flood, Flushed, IfIndex, LegacyTable, Link, LinkCounters,
-    LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, RuleAt, Tunnel, Vxlan, tunnels,
+    LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, RuleAt, Tunnel, Vxlan,
+    tunnels,
 };
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
@@ -212,6 +213,16 @@ fn a_policy_that_forwards_nothing_is_named_where_live_traffic_dies() {
         KernelCounts { drops: vec![drop()], traffic: vec![traffic], ..KernelCounts::default() };
     some.kernel = fact(counts);
     assert_eq!(said(&some), []);
+    // A network policy may drop all of it; kube-proxy denies something everywhere.
+    let denied_by = |by, denials| {
+        let programmed = vec![Programmed { by, chains: 2, rules: 4, anchored: 1, denials }];
+        said(&node(of(vec![NftTable { programmed, ..policy() }]), vec![drop()]))
+    };
+    for by in [Controller::Calico, Controller::KubeRouter, Controller::Cilium] {
+        assert_eq!(denied_by(by, 1), [], "{by:?}");
+        assert_eq!(denied_by(by, 0), expected, "{by:?}");
+    }
+    assert_eq!(denied_by(Controller::KubeProxy, 1), expected);
     // The policy is to accept.
     let accepts =
         NftTable { base: vec![base("FORWARD", ChainHook::Forward, false)], ..table("filter") };

@@ -77,7 +77,7 @@ impl Summary {
     pub fn chain(&mut self, chain: &Chain<'_>) {
         let Some(draft) = self.draft(chain.family, chain.table) else { return };
         draft.table.chains = draft.table.chains.saturating_add(1);
-        if let Some(by) = Controller::of_chain(chain.name) {
+        if let Some(by) = draft.owner_of(chain.name) {
             let programmed = draft.programmed(by);
             programmed.chains = programmed.chains.saturating_add(1);
         }
@@ -125,8 +125,14 @@ impl Draft {
         }
     }
 
+    /// Who programs a chain of this table.
+    fn owner_of(&self, chain: &str) -> Option<Controller> {
+        Controller::of_table(self.table.family, &self.table.name)
+            .or_else(|| Controller::of_chain(chain))
+    }
+
     fn programmed(&mut self, by: Controller) -> &mut Programmed {
-        let none = Programmed { by, chains: 0, rules: 0, anchored: 0 };
+        let none = Programmed { by, chains: 0, rules: 0, anchored: 0, denials: 0 };
         self.programmed.entry(by).or_insert(none)
     }
 
@@ -134,7 +140,7 @@ impl Draft {
         if rule.chain != self.current {
             self.end_chain();
             rule.chain.clone_into(&mut self.current);
-            self.owner = Controller::of_chain(rule.chain);
+            self.owner = self.owner_of(rule.chain);
             self.anchor = Controller::is_anchor(rule.chain);
         }
         self.table.rules = self.table.rules.saturating_add(1);
@@ -143,9 +149,11 @@ impl Draft {
         (*times, *last) = (times.saturating_add(1), rule.handle);
         if let Some(by) = self.owner {
             let anchored = u32::from(self.anchor);
+            let denials = u32::from(matches!(rule.verdict, Verdict::Drop | Verdict::Reject));
             let programmed = self.programmed(by);
             programmed.rules = programmed.rules.saturating_add(1);
             programmed.anchored = programmed.anchored.saturating_add(anchored);
+            programmed.denials = programmed.denials.saturating_add(denials);
         }
         let at = || RuleAt { chain: rule.chain.to_owned(), handle: rule.handle };
         if let Some((readers, expression)) = rule.illegible {

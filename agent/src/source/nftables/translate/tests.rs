@@ -1,4 +1,4 @@
-use overlaywatch_core::model::{Matches, Netfilter, Readers};
+use overlaywatch_core::model::{Controller, Matches, Netfilter, Readers};
 use proptest::prelude::*;
 
 use super::*;
@@ -166,6 +166,29 @@ fn what_no_outer_packet_comes_to_is_no_blocker() {
     let [meta, is_tcp] = protocol(6);
     let tcp = message("filter", "OUTPUT", 5, &[meta, is_tcp, verdict(0, "")]);
     assert_eq!(summed_up(&[everything, never_called, tcp]).blockers, []);
+}
+
+#[test]
+fn what_controllers_deny_is_counted_where_it_is_forwarded_too() {
+    let denies = message("filter", "KUBE-POD-FW-A", 3, &[expression("reject", &[])]);
+    let drops = message("filter", "cali-tw-b", 4, &[verdict(0, "")]);
+    let accepts = message("filter", "CILIUM_FORWARD", 5, &[verdict(1, "")]);
+    let others = message("filter", "FORWARD", 6, &[verdict(0, "")]);
+    let counted = |rules: &[Vec<u8>]| -> Vec<_> {
+        let programmed = summed_up(rules).programmed;
+        programmed.iter().map(|part| (part.by, part.rules, part.denials)).collect()
+    };
+    assert_eq!(
+        counted(&[denies, drops, accepts, others]),
+        [(Controller::KubeRouter, 1, 1), (Controller::Calico, 1, 1), (Controller::Cilium, 1, 0)]
+    );
+    // In a table of its own all chains are the controller's.
+    let mut summary = Summary::default();
+    summary.table(&Table { name: "calico", ..filter() });
+    let own = message("calico", "filter-FORWARD", 3, &[verdict(0, "")]);
+    summary.rule(rule(&own).unwrap().unwrap());
+    let programmed = summary.finish().remove(0).programmed;
+    assert_eq!((programmed[0].by, programmed[0].denials), (Controller::Calico, 1));
 }
 
 #[test]
