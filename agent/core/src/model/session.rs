@@ -27,7 +27,7 @@ pub struct BgpSession {
     pub since: Mono,
     /// When a connection was last seen that is being opened.
     pub last_attempt: Option<Mono>,
-    /// When it was last seen established.
+    /// When it was last seen established, for more than a moment.
     pub last_established: Option<Mono>,
 }
 

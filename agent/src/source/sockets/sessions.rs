@@ -11,6 +11,10 @@ use super::translate::TcpSocket;
 
 /// A session that nothing was seen of for this long is forgotten.
 const FORGET_NS: u64 = 900 * SECOND;
+/// A connection that is open for this long is a session: whoever only looks
+/// whether the port answers closes it at once, and a daemon does so with one that
+/// it has no peer configured for.
+const HELD_NS: u64 = 10 * SECOND;
 /// Addresses that are remembered, at most: more than a cluster has nodes.
 const MOST: usize = 4_096;
 
@@ -44,16 +48,19 @@ impl Sessions {
                 (session.state, session.since) = (state, at);
             }
             match state {
-                SessionState::Established => session.last_established = Some(at),
+                SessionState::Established if at.since(session.since) >= HELD_NS => {
+                    session.last_established = Some(at);
+                }
                 SessionState::SynSent | SessionState::SynReceived => {
                     session.last_attempt = Some(at);
                 }
-                SessionState::Closed => {}
+                SessionState::Established | SessionState::Closed => {}
             }
         }
         self.0.retain(|_, session| {
             let last = session.last_established.max(session.last_attempt);
-            last.is_some_and(|last| at.since(last) < FORGET_NS)
+            session.state == SessionState::Established
+                || last.is_some_and(|last| at.since(last) < FORGET_NS)
         });
     }
 
@@ -100,16 +107,29 @@ mod tests {
     fn a_lost_session_is_remembered_for_a_while() {
         let mut sessions = Sessions::default();
         sessions.take(at(1), &[socket(179, (2, 50_000), 1)]);
-        sessions.take(at(5), &[]);
+        sessions.take(at(11), &[socket(179, (2, 50_000), 1)]);
+        sessions.take(at(15), &[]);
         let lost = sessions.told()[0];
-        assert_eq!((lost.state, lost.since), (SessionState::Closed, at(5)));
-        assert_eq!((lost.last_established, lost.last_attempt), (Some(at(1)), None));
-        sessions.take(at(7), &[socket(40_000, (2, 179), 2)]);
-        assert_eq!(sessions.told()[0].last_attempt, Some(at(7)));
-        sessions.take(at(906), &[]);
+        assert_eq!((lost.state, lost.since), (SessionState::Closed, at(15)));
+        assert_eq!((lost.last_established, lost.last_attempt), (Some(at(11)), None));
+        sessions.take(at(17), &[socket(40_000, (2, 179), 2)]);
+        assert_eq!(sessions.told()[0].last_attempt, Some(at(17)));
+        sessions.take(at(916), &[]);
         assert!(sessions.has_any());
-        sessions.take(at(907), &[]);
+        sessions.take(at(917), &[]);
         assert!(!sessions.has_any());
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_at_once_was_no_session() {
+        let mut sessions = Sessions::default();
+        for seconds in [1, 3, 9] {
+            sessions.take(at(seconds), &[socket(179, (2, 50_000), 1)]);
+            let told = sessions.told()[0];
+            assert_eq!((told.state, told.last_established), (SessionState::Established, None));
+        }
+        sessions.take(at(11), &[]);
+        assert_eq!(sessions.told(), [], "nothing was lost");
     }
 
     #[test]
