@@ -11,8 +11,8 @@ use overlaywatch_core::fact::{Fact, Gap};
 use overlaywatch_core::finding::{Finding, Subject};
 use overlaywatch_core::model::{
     Address, AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote,
-    IfIndex, K3sNetwork, Link, LinkCounters, LinkKind, NextHop, Route, RouteKey, RouteKind,
-    RouteTable, Tunnel, USUAL_DIRECTORY, Vxlan, protocol, table, tunnels,
+    IfIndex, K3sNetwork, Link, LinkCounters, LinkKind, NextHop, Origin, Peer, PeerId, Route,
+    RouteKey, RouteKind, RouteTable, Tunnel, USUAL_DIRECTORY, Vxlan, protocol, table, tunnels,
 };
 use overlaywatch_core::policy::Policy;
 use overlaywatch_core::snapshot::Snapshot;
@@ -276,7 +276,30 @@ fn pods_and_nodes_have_no_address_in_common() {
     let node = |address: &str| Node::new().address(UPLINK, address);
     let inside = node("10.42.200.7/24").noted("10.42.0.0/16");
     assert_eq!(inside.says(), [Code::PodNetworkOverlap]);
-    assert_eq!(node("10.40.0.7/13").noted("10.42.0.0/16").says(), [Code::PodNetworkOverlap]);
+    assert_eq!(node("10.42.0.7/16").noted("10.42.0.0/16").says(), [Code::PodNetworkOverlap]);
+    // What merely contains the pods' network is left to the longest prefix, unless
+    // hosts are among the pods: this node, or another one.
+    assert_eq!(node("10.40.0.7/13").noted("10.42.0.0/16").says(), []);
+    assert_eq!(node("10.42.0.7/13").noted("10.42.0.0/16").says(), [Code::PodNetworkOverlap]);
+    let beside = |peer: &str| {
+        let id = PeerId(peer.parse().unwrap());
+        let peer = Peer {
+            id,
+            name: None,
+            origin: Origin::File,
+            tunnels: Vec::new(),
+            pod_networks: Vec::new(),
+            departed_since: None,
+        };
+        let snapshot = Snapshot {
+            peers: Arc::new(vec![peer]),
+            ..node("10.40.0.7/13").noted("10.42.0.0/16").snapshot()
+        };
+        let findings = replay(None, &snapshot, &Policy::default()).findings;
+        findings.iter().any(|active| active.finding.code == Code::PodNetworkOverlap)
+    };
+    assert!(beside("10.42.0.8"));
+    assert!(!beside("10.40.0.8"));
     assert_eq!(node("10.43.200.7/24").noted("10.42.0.0/16").says(), []);
     // An address without a network, as of a service or a VPN.
     assert_eq!(node("10.42.200.7/32").noted("10.42.0.0/16").says(), []);

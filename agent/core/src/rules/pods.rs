@@ -56,8 +56,9 @@ fn is_link_local(net: IpNet) -> bool {
     matches!(net, IpNet::V4(net) if net.addr().is_link_local())
 }
 
-/// A network of pods and one that an underlay NIC is in have addresses in
-/// common. Only plugins with a network of their own: others give pods addresses
+/// The network of an underlay NIC is part of that of the pods, or hosts in it have
+/// addresses of pods. A network that merely contains that of the pods does no harm:
+/// the routes to pods are longer prefixes of it. Only plugins with a network of their own: others give pods addresses
 /// of the nodes' network on purpose (macvlan, clouds' own plugins).
 fn overlap(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
     let in_force = cni.in_use().and_then(|directory| directory.winner());
@@ -76,10 +77,16 @@ fn overlap(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
     };
     for &index in context.now.underlays.iter() {
         let own = addresses.iter().filter(|a| a.index == index && !a.is_link_local());
-        let common = own.map(|address| address.net.trunc()).find_map(|net| {
+        let common = own.map(|address| address.net).find_map(|own| {
+            let net = own.trunc();
+            let has_host = |pods: &IpNet| {
+                let peers = context.now.peers.iter().filter(|peer| !peer.has_departed());
+                let mut hosts = peers.map(|peer| peer.id.0).chain([own.addr()]);
+                hosts.any(|host| pods.contains(&host))
+            };
             let meets = |(pods, _): &&(IpNet, &str)| {
                 net.prefix_len() < net.max_prefix_len()
-                    && (pods.contains(&net) || net.contains(pods))
+                    && (pods.contains(&net) || (net.contains(pods) && has_host(pods)))
             };
             pods.iter().find(meets).map(|(pods, path)| (net, *pods, *path))
         });
