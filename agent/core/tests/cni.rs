@@ -174,6 +174,29 @@ fn what_another_plugin_left_is_named_with_its_devices_routes_and_files() {
 }
 
 #[test]
+fn the_bridge_that_cri_os_own_file_makes_is_not_flannels() {
+    let crio = |bridge: Option<&str>| {
+        let types = vec!["bridge".to_owned(), "loopback".to_owned()];
+        let bridge = bridge.map(str::to_owned);
+        Ok(CniConfiguration { types, bridge, ..CniConfiguration::default() })
+    };
+    let base = || {
+        Node::new()
+            .link(6, "cni0", LinkKind::Bridge)
+            .file("10-calico.conflist", calico())
+            .running(&["calico-node"])
+    };
+    assert_eq!(base().file("11-crio-ipv4-bridge.conflist", crio(Some("cni0"))).says(), []);
+    assert_eq!(base().file("11-default.conflist", crio(None)).says(), []);
+    let other = base().file("87-podman-bridge.conflist", crio(Some("cni-podman0")));
+    assert_eq!(other.says(), [Code::CniLeftover]);
+    // What else flannel left is its own, file or not.
+    let both = with_flannel(base()).file("11-crio-ipv4-bridge.conflist", crio(Some("cni0")));
+    let said = both.findings()[0].evidence[0].to_string();
+    assert!(said.contains("flannel.1") && !said.contains("cni0"), "{said}");
+}
+
+#[test]
 fn a_plugin_is_no_leftover_while_it_may_be_in_use() {
     let base = || with_flannel(Node::new()).file("10-calico.conflist", calico());
     // Nobody is in charge; its own agent runs; nobody can see who runs.

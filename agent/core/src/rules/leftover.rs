@@ -70,8 +70,8 @@ fn leftovers(
     let all = context.now.links.seen()?;
     let is_left = |link: &Link| {
         // The bridge that flannel's plugin makes is also what other plugins call theirs.
-        let is_shared = link.name == "cni0";
-        plugin.makes(link) && !(is_shared && uses_bridge(cni, other))
+        let is_shared = link.name == SHARED_BRIDGE;
+        plugin.makes(link) && !(is_shared && (uses_bridge(cni, other) || makes_shared_bridge(cni)))
     };
     let links: Vec<&Link> = all.values().filter(|link| is_left(link)).collect();
     let origins = context.digest.as_ref().map(|digest| &digest.by_origin);
@@ -109,6 +109,20 @@ fn leftovers(
 
 /// Devices that one finding names.
 const MOST_NAMES: usize = 16;
+
+/// What the plugin `bridge` calls its bridge unless it is told another name
+/// (`defaultBrName`, containernetworking plugins/main/bridge), as flannel's does.
+const SHARED_BRIDGE: &str = "cni0";
+
+/// Whether any file, in force or not, lets the plugin `bridge` make it: CRI-O
+/// installs such a one, and pods from before another came may still be on it.
+fn makes_shared_bridge(cni: &Cni) -> bool {
+    let files = cni.directories.iter().flat_map(|directory| &directory.files);
+    files.filter_map(|file| file.content.as_ref().ok()).any(|content| {
+        content.types.iter().any(|kind| kind == "bridge")
+            && content.bridge.as_deref().unwrap_or(SHARED_BRIDGE) == SHARED_BRIDGE
+    })
+}
 
 fn uses_bridge(cni: &Cni, other: Plugin) -> bool {
     let has_bridge = |content: &crate::model::CniConfiguration| {
