@@ -18,6 +18,8 @@ use crate::traffic::pods;
 /// The set that Felix keeps its own host's addresses in, and that was made anew
 /// in the incident.
 const SET: &str = "cali40this-host";
+/// A set of Felix's that takes no more members.
+const FULL: &str = "cali40pods";
 /// What Felix logged then, word for word.
 const INCIDENT: &str = "Kernel and userspace incompatible: settype hash:ip with revision 6 not \
                         supported by userspace";
@@ -136,16 +138,20 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "ipset-full",
-        about: "a set that is referred to takes no more members",
+        about: "a set of Felix's that is referred to takes no more members",
         inject: |cluster| {
-            fill(cluster, "pods", 100, "")?;
-            refer(cluster, "pods")?;
-            ensure!(ipset(cluster, "add pods 10.9.9.9").is_err(), "a full set took a member");
+            fill(cluster, FULL, 100, "")?;
+            refer(cluster, FULL)?;
+            ensure!(
+                ipset(cluster, &format!("add {FULL} 10.9.9.9")).is_err(),
+                "a full set took a member"
+            );
             Ok(())
         },
-        heal: |cluster| ipset(cluster, "flush pods"),
-        expected: &[of_set(Code::IpsetFull, "pods")
-            .telling(&["100 of 100 members", "1 rule or set refers"])],
+        heal: |cluster| ipset(cluster, &format!("flush {FULL}")),
+        expected: &[
+            of_set(Code::IpsetFull, FULL).telling(&["100 of 100 members", "1 rule or set refers"])
+        ],
         unlike: &[Code::IpsetNearlyFull],
         limits: SLOW,
         ..QUIET

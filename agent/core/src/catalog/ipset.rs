@@ -29,7 +29,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry {
         code: Code::IpsetFull,
         slug: "ipset-full",
-        title: "An IP set that rules refer to is full",
+        title: "An IP set of the container network is full",
         severity: Severity::Critical,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
@@ -45,7 +45,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 1000,
         clear_after_seconds: 10,
         parents: &[],
-        meaning: "At least 95 % of the members that fit are in it. Once it is full the kernel refuses more, and rules do not know the addresses that are missing.",
+        meaning: "At least 95 % of the members that fit are in it; all of them where no controller of the container network made the set, as a list of addresses to block, which may be meant to be so. Once it is full the kernel refuses more, and rules do not know the addresses that are missing.",
         remedy: "Find out whether its members are wanted: `ipset list {name} | head`. Raise `maxelem` where the set's owner is configured (Felix: `maxIpsetSize`) before it is full.",
     },
 ];

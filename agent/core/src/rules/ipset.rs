@@ -24,6 +24,21 @@ const SAVERS: [&str; 5] = ["kube-router", "k3s", "k3s-server", "k3s-agent", "wea
 const WRITERS: [&str; 4] = ["k3s", "k3s-server", "k3s-agent", "kube-router"];
 /// How kube-router names its own sets.
 const KUBE_ROUTER: [&str; 3] = ["KUBE-SRC-", "KUBE-DST-", "TMP-"];
+/// How those who keep sets for pods and services name them: Felix (of old
+/// releases, too), kube-proxy, kube-router, Cilium, Weave, Antrea.
+const CONTROLLERS: [&str; 9] = [
+    FELIX_OWN,
+    "felix-",
+    "KUBE-",
+    "TMP-",
+    "kube-router-",
+    "CILIUM_",
+    "cilium_",
+    "weave-",
+    "ANTREA-",
+];
+/// What kube-router puts before the names of its sets of IPv6 addresses.
+const OF_IPV6: &str = "inet6:";
 
 /// Readers that one finding tells of.
 const MOST_READERS: usize = 4;
@@ -182,8 +197,15 @@ fn writer(set: &IpSet, sets: &IpSets, tools: &Tools) -> Option<SetEvidence> {
     })
 }
 
+fn is_controllers(set: &str) -> bool {
+    let name = set.strip_prefix(OF_IPV6).unwrap_or(set);
+    CONTROLLERS.iter().any(|own| name.starts_with(own))
+}
+
 /// Sets that take no more members, or soon will not. One that no rule refers to
-/// harms nobody, and one that evicts members takes new ones for ever.
+/// harms nobody, and one that evicts members takes new ones for ever. Others' than
+/// the controllers', as lists of addresses to block, are made with as many places
+/// as they have members: whether one is missing cannot be told.
 fn fullness(sets: &IpSets, verdicts: &mut Verdicts) {
     let limited = sets.sets.iter().filter_map(|set| {
         let capacity = set.capacity.filter(|&capacity| capacity >= LEAST_CAPACITY)?;
@@ -191,7 +213,7 @@ fn fullness(sets: &IpSets, verdicts: &mut Verdicts) {
     });
     let mut told = 0;
     for (set, capacity) in limited {
-        let code = if set.elements >= capacity {
+        let code = if set.elements >= capacity && is_controllers(&set.name) {
             Code::IpsetFull
         } else if u64::from(set.elements) * 100 >= u64::from(capacity) * NEARLY_PERCENT {
             Code::IpsetNearlyFull
@@ -241,7 +263,7 @@ mod tests {
     }
 
     fn filled(elements: u32, capacity: u32) -> IpSet {
-        IpSet { elements, capacity: Some(capacity), references: 1, ..set("pods", 5) }
+        IpSet { elements, capacity: Some(capacity), references: 1, ..set("cali40pods", 5) }
     }
 
     fn space(number: u64, ipset: &str, process: &str) -> ToolSpace {
@@ -378,6 +400,14 @@ mod tests {
         assert_eq!(judged(filled(950, 1000)), [Code::IpsetNearlyFull]);
         assert_eq!(judged(filled(949, 1000)), []);
         assert_eq!(judged(filled(u32::MAX, u32::MAX)), [Code::IpsetFull]);
+        let named = |name: &str| IpSet { name: name.to_owned(), ..filled(1000, 1000) };
+        for name in ["KUBE-SRC-AB", "inet6:KUBE-DST-AB", "cilium_node_set_v4", "felix-4-pools"] {
+            assert_eq!(judged(named(name)), [Code::IpsetFull], "{name}");
+        }
+        for name in ["blocklist", "f2b-sshd", "inet6:bad", "my-cali40"] {
+            assert_eq!(judged(named(name)), [Code::IpsetNearlyFull], "{name}");
+            assert_eq!(judged(IpSet { references: 0, ..named(name) }), [], "{name}");
+        }
         // Made for exactly what is in it.
         assert_eq!(judged(filled(4, 4)), []);
         assert_eq!(judged(IpSet { references: 0, ..filled(1000, 1000) }), []);
