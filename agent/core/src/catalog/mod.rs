@@ -170,6 +170,8 @@ pub enum Code {
     IptablesBackendsMixed,
     /// One rule again and again.
     RulesFlood,
+    /// An iptables that no agent is known to use cannot read a table.
+    NftTableUnreadableBySome,
 }
 
 /// The one description of a code.

@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ChainHook, Committer, Controller, Matches, Readers, RuleAt};
+use crate::model::{
+    ChainHook, Committer, Controller, Matches, Readers, RuleAt, ToolProcess, ToolVersion,
+};
 
 /// One observation in netfilter's tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,28 @@ pub enum Filtered {
         /// Who reads it.
         readers: Readers,
     },
+    /// An iptables-nft that is installed here and cannot read a table.
+    Refused {
+        /// The table.
+        table: String,
+        /// The tool's version.
+        tool: ToolVersion,
+        /// It is among the host's files; else in a container.
+        on_host: bool,
+        /// Who has it; none of the host's that no agent uses.
+        process: Option<ToolProcess>,
+        /// The process is an agent that reads the tables.
+        in_use: bool,
+        /// The first version that reads the table; none where none does.
+        since: Option<ToolVersion>,
+    },
+    /// The host's iptables-nft reads what a container's cannot.
+    HostReads {
+        /// Its version.
+        tool: ToolVersion,
+    },
+    /// No iptables-nft was found, neither the host's nor a container's.
+    NoReader,
     /// A base chain that iptables does not have, in one of its tables.
     ForeignChain {
         /// Its table.
@@ -114,7 +138,11 @@ impl Filtered {
                 // A policy is no rule and has none.
                 ("{handle}", "N".to_owned()),
             ],
-            Self::Backend { .. } | Self::Flushed { .. } => Vec::new(),
+            Self::Refused { .. }
+            | Self::HostReads { .. }
+            | Self::NoReader
+            | Self::Backend { .. }
+            | Self::Flushed { .. } => Vec::new(),
         }
     }
 }
@@ -153,6 +181,27 @@ impl fmt::Display for Filtered {
                     Readers::Nobody => "is unreadable for every iptables-nft",
                 })
             }
+            Self::Refused { table, tool, on_host, process, in_use, since } => {
+                write!(f, "iptables-nft {tool} ")?;
+                if let Some(ToolProcess { pid, name }) = process {
+                    write!(f, "of {name} (process {pid}) ")?;
+                }
+                f.write_str(if *on_host { "on the host" } else { "in a container" })?;
+                if !in_use {
+                    f.write_str(", which no agent is known to use,")?;
+                }
+                write!(f, " cannot read table {table}: ")?;
+                match since {
+                    Some(since) => write!(f, "{since} is the first that can"),
+                    None => f.write_str("nor can any other version"),
+                }
+            }
+            Self::HostReads { tool } => write!(
+                f,
+                "the host's own iptables-nft is {tool} and reads it, but a container does not \
+                 use that one"
+            ),
+            Self::NoReader => f.write_str("no iptables-nft was found on this node"),
             Self::ForeignChain { table, chain, type_of_chain, hook, priority } => write!(
                 f,
                 "chain {chain} of table {table}: type {type_of_chain} hook {} priority {priority}",

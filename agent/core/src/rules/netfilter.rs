@@ -1,6 +1,8 @@
 //! Netfilter's tables: what drops the overlay's packets now, and what will keep
 //! the network's own programs from working.
 
+mod legibility;
+
 use super::live;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
@@ -8,12 +10,11 @@ use crate::finding::{Confidence, Direction, Evidence, Filtered, Finding, Subject
 use crate::kernel::{DropForm, DropSite, KernelCounts, PacketDrop};
 use crate::ladder::{Hop, Segment};
 use crate::model::{
-    BaseChain, ChainHook, Encapsulation, Family, Illegible, Netfilter, NftTable, Outer, Owner,
-    Readers,
+    BaseChain, ChainHook, Encapsulation, Family, Netfilter, NftTable, Outer, Owner,
 };
 
 /// All that is judged here.
-const CODES: [Code; 8] = [
+const CODES: [Code; 9] = [
     Code::EncapsulationFiltered,
     Code::ForwardPolicyDrop,
     Code::FirewallFlushed,
@@ -22,6 +23,7 @@ const CODES: [Code; 8] = [
     Code::ForeignBaseChain,
     Code::IptablesBackendsMixed,
     Code::RulesFlood,
+    Code::NftTableUnreadableBySome,
 ];
 /// Outer packets that netfilter dropped lately, below which nothing is said: a
 /// ruleset that is being replaced may cost one.
@@ -51,8 +53,8 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     }
     // A tunnel of one's own making needs none of the programs that use iptables.
     if tunnels.iter().any(|tunnel| tunnel.owner != Owner::Unknown) {
+        legibility::judge(netfilter, context.now, verdicts);
         for table in &netfilter.tables {
-            legibility(table, verdicts);
             foreign_chains(table, verdicts);
             floods(table, verdicts);
         }
@@ -256,54 +258,25 @@ fn forward_policy(
     verdicts.add(Finding { direction, hop, confidence, ..found });
 }
 
-/// Rules that iptables does not understand, in tables that it reads. What it
-/// reads from 1.8.8 on is also what it writes since then, as a range of ports:
-/// by itself that is as it should be on a node whose tools are of one age.
-fn legibility(table: &NftTable, verdicts: &mut Verdicts) {
-    let evidence = |rule: &Illegible| {
-        Evidence::Netfilter(Filtered::Illegible {
-            table: table.title(),
-            at: rule.at.clone(),
-            expression: rule.expression.clone(),
-            readers: rule.readers,
-        })
-    };
-    let (misprinted, refused): (Vec<_>, Vec<_>) = table
-        .illegible
-        .iter()
-        .filter(|_| table.is_of_iptables())
-        .partition(|rule| rule.readers == Readers::MisprintedFrom184);
-    let refused = if refused.iter().any(|rule| rule.readers == Readers::Nobody) {
-        refused
-    } else {
-        Vec::new()
-    };
-    for (code, rules) in
-        [(Code::NftTableIncompatible, refused), (Code::NftRuleMisprinted, misprinted)]
-    {
-        let named: Vec<_> = rules.into_iter().take(MOST_NAMED).map(evidence).collect();
-        if !named.is_empty() {
-            verdicts.add(finding(code, thing(Thing::Table, table.title()), named));
-        }
-    }
-}
-
 fn foreign_chains(table: &NftTable, verdicts: &mut Verdicts) {
     if !table.is_of_iptables() {
         return;
     }
     for chain in table.base.iter().filter(|chain| !chain.is_of_iptables(&table.name)) {
-        let evidence = Filtered::ForeignChain {
-            table: table.title(),
-            chain: chain.name.clone(),
-            type_of_chain: chain.kind.clone(),
-            hook: chain.hook,
-            priority: chain.priority,
-        };
         let subject = thing(Thing::Chain, format!("{} {}", table.title(), chain.name));
-        let evidence = vec![Evidence::Netfilter(evidence)];
+        let evidence = vec![foreign_chain(table, chain)];
         verdicts.add(finding(Code::ForeignBaseChain, subject, evidence));
     }
+}
+
+fn foreign_chain(table: &NftTable, chain: &BaseChain) -> Evidence {
+    Evidence::Netfilter(Filtered::ForeignChain {
+        table: table.title(),
+        chain: chain.name.clone(),
+        type_of_chain: chain.kind.clone(),
+        hook: chain.hook,
+        priority: chain.priority,
+    })
 }
 
 fn floods(table: &NftTable, verdicts: &mut Verdicts) {

@@ -10,14 +10,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::ToolVersion;
 use crate::time::{Mono, SECOND};
 
 pub use matches::{Matches, Outer};
 
 /// Base chains that are kept of one table.
 pub const MOST_BASE_CHAINS: usize = 64;
-/// Rules that are kept of one table for each reason.
+/// Rules that are kept of one table because they drop.
 pub const MOST_RULES: usize = 64;
+/// Rules that are kept of one table for each kind of [`Readers`].
+pub const MOST_ILLEGIBLE: usize = 16;
 /// Chains in which a rule repeats that are kept of one table.
 pub const MOST_FLOODS: usize = 16;
 /// Tables that are kept.
@@ -199,7 +202,9 @@ pub struct NftTable {
     /// the likeliest first, up to [`MOST_RULES`].
     pub blockers: Vec<Blocker>,
     /// Rules that not every iptables-nft can read, in tables that it reads: the
-    /// worst first, up to [`MOST_RULES`].
+    /// worst first, of each kind the first up to [`MOST_ILLEGIBLE`]. Rules of base
+    /// chains that iptables does not have are none: a version that does not refuse
+    /// the table for such a chain skips it.
     pub illegible: Vec<Illegible>,
     /// Chains in which one rule repeats [`REPEATED`] times or more: the worst
     /// first, up to [`MOST_FLOODS`].
@@ -419,6 +424,11 @@ pub struct Illegible {
     pub readers: Readers,
 }
 
+/// Since when iptables-nft skips a base chain that is not its own, and reads the
+/// rest of the table (nft_cache_add_base_chain, iptables/nft-cache.c). Seen:
+/// 1.8.7 reads nothing of such a table, 1.8.9 does.
+pub const SKIPS_FOREIGN_CHAINS: ToolVersion = ToolVersion::three(1, 8, 8);
+
 /// Which versions of iptables-nft read a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -429,6 +439,20 @@ pub enum Readers {
     From188,
     /// None.
     Nobody,
+}
+
+impl Readers {
+    /// The first version that reads it; none where none does. (Expressions that
+    /// nft_is_expr_compatible, iptables/nft.c, accepts in each release. Seen: 1.8.7
+    /// refuses what 1.8.9 reads, a range and a log with a group.)
+    #[must_use]
+    pub const fn since(self) -> Option<ToolVersion> {
+        match self {
+            Self::MisprintedFrom184 => Some(ToolVersion::three(1, 8, 4)),
+            Self::From188 => Some(ToolVersion::three(1, 8, 8)),
+            Self::Nobody => None,
+        }
+    }
 }
 
 /// A chain in which one rule is there again and again.

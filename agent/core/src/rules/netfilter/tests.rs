@@ -8,9 +8,9 @@ use crate::delta::Delta;
 use crate::fact::Fact;
 use crate::kernel::Traffic;
 use crate::model::{
-    Blocker, Committer, Controller, Flood, Flushed, IfIndex, LegacyTable, Link, LinkCounters,
-    LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, RuleAt, Tunnel, Vxlan,
-    tunnels,
+    Blocker, Committer, Controller, Flood, Flushed, IfIndex, Illegible, LegacyTable, Link,
+    LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers, RuleAt,
+    ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
 };
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
@@ -18,7 +18,7 @@ use crate::time::{Mono, SECOND};
 const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
 const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
 
-fn fact<T>(value: T) -> Fact<Arc<T>> {
+pub(super) fn fact<T>(value: T) -> Fact<Arc<T>> {
     Fact::Seen { value: Arc::new(value), at: Mono(1) }
 }
 
@@ -38,8 +38,9 @@ fn flannel() -> Vec<Tunnel> {
     tunnels(&BTreeMap::from([(link.index, link)]), &[])
 }
 
-/// A node of flannel's shape with one peer, these tables, and these drops.
-fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
+/// A node of flannel's shape with one peer, these tables, and these drops. Its
+/// host has the iptables of Debian 12.
+pub(super) fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
     let tunnel = PeerTunnel {
         index: IfIndex(3),
         device: "flannel.1".to_owned(),
@@ -55,7 +56,10 @@ fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
         pod_networks: Vec::new(),
         departed_since: None,
     };
+    let iptables = Some(ToolVersion::three(1, 8, 9));
+    let host = ToolSpace { is_host: true, iptables, ..ToolSpace::default() };
     Snapshot {
+        tools: fact(Tools { spaces: vec![host] }),
         netfilter: fact(netfilter),
         tunnels: fact(flannel()),
         kernel: fact(KernelCounts { drops, ..KernelCounts::default() }),
@@ -82,7 +86,7 @@ fn drop_of(form: DropForm, outbound: bool, reason: &str) -> PacketDrop {
     }
 }
 
-fn table(name: &str) -> NftTable {
+pub(super) fn table(name: &str) -> NftTable {
     NftTable {
         family: Family::Ip,
         name: name.to_owned(),
@@ -98,7 +102,7 @@ fn table(name: &str) -> NftTable {
     }
 }
 
-fn at(chain: &str) -> RuleAt {
+pub(super) fn at(chain: &str) -> RuleAt {
     RuleAt { chain: chain.to_owned(), handle: 12 }
 }
 
@@ -108,7 +112,7 @@ fn blocker(hook: ChainHook, port: u16) -> Blocker {
     Blocker { at: at("X"), rejects: false, hooks: vec![hook], matches, packets: Some(3) }
 }
 
-fn base(name: &str, hook: ChainHook, drops: bool) -> BaseChain {
+pub(super) fn base(name: &str, hook: ChainHook, drops: bool) -> BaseChain {
     BaseChain {
         name: name.to_owned(),
         handle: 2,
@@ -120,11 +124,11 @@ fn base(name: &str, hook: ChainHook, drops: bool) -> BaseChain {
     }
 }
 
-fn of(tables: Vec<NftTable>) -> Netfilter {
+pub(super) fn of(tables: Vec<NftTable>) -> Netfilter {
     Netfilter { tables, ..Netfilter::default() }
 }
 
-fn judged(snapshot: &Snapshot) -> Verdicts {
+pub(super) fn judged(snapshot: &Snapshot) -> Verdicts {
     let mut verdicts = Verdicts::default();
     let delta = Delta { before: None, now: snapshot };
     judge(&Context { delta, now: snapshot, digest: None }, &mut verdicts);
@@ -132,7 +136,7 @@ fn judged(snapshot: &Snapshot) -> Verdicts {
 }
 
 /// Code, name of the thing and handle-bearing text of each finding.
-fn said(snapshot: &Snapshot) -> Vec<(Code, String)> {
+pub(super) fn said(snapshot: &Snapshot) -> Vec<(Code, String)> {
     let verdicts = judged(snapshot);
     assert!(verdicts.blind.is_empty());
     let name = |subject: &Subject| match subject {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use overlaywatch_core::model::{
     BaseChain, Blocker, ChainHook, Controller, Family, Flood, Illegible, MOST_BASE_CHAINS,
-    MOST_FLOODS, MOST_RULES, MOST_TABLES, Matches, NftTable, Programmed, REPEATED, RuleAt,
+    MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES, Matches, NftTable, Programmed, REPEATED,
+    RuleAt,
 };
 
 use super::{Chain, Rule, Table, Verdict};
@@ -33,6 +34,8 @@ struct Draft {
     current: String,
     owner: Option<Controller>,
     anchor: bool,
+    /// It is a base chain that iptables does not have.
+    is_foreign: bool,
     rules: u32,
     /// How often each rule of it is there, and the latest one's handle.
     times: HashMap<u64, (u32, u64)>,
@@ -120,6 +123,7 @@ impl Draft {
             current: String::new(),
             owner: None,
             anchor: false,
+            is_foreign: false,
             rules: 0,
             times: HashMap::new(),
         }
@@ -142,6 +146,8 @@ impl Draft {
             rule.chain.clone_into(&mut self.current);
             self.owner = self.owner_of(rule.chain);
             self.anchor = Controller::is_anchor(rule.chain);
+            let base = self.table.base.iter().find(|base| base.name == rule.chain);
+            self.is_foreign = base.is_some_and(|base| !base.is_of_iptables(&self.table.name));
         }
         self.table.rules = self.table.rules.saturating_add(1);
         self.rules = self.rules.saturating_add(1);
@@ -156,11 +162,10 @@ impl Draft {
             programmed.denials = programmed.denials.saturating_add(denials);
         }
         let at = || RuleAt { chain: rule.chain.to_owned(), handle: rule.handle };
-        if let Some((readers, expression)) = rule.illegible {
+        // The chain itself says who reads it.
+        if let Some((readers, expression)) = rule.illegible.filter(|_| !self.is_foreign) {
             let expression = expression.to_owned();
-            keep(&mut self.table.illegible, Illegible { at: at(), expression, readers }, |one| {
-                std::cmp::Reverse(one.readers)
-            });
+            keep(&mut self.table.illegible, Illegible { at: at(), expression, readers });
         }
         match rule.verdict {
             Verdict::Jump(to) => {
@@ -250,11 +255,12 @@ impl Draft {
     }
 }
 
-/// Adds to a list of at most [`MOST_RULES`], whose last is the least by `key`.
-fn keep<T, K: Ord>(list: &mut Vec<T>, one: T, key: impl Fn(&T) -> K) {
-    let place = list.partition_point(|other| key(other) <= key(&one));
-    if place < MOST_RULES {
+/// Adds a rule to a list that begins with the worst, unless there are enough of
+/// its kind.
+fn keep(list: &mut Vec<Illegible>, one: Illegible) {
+    let alike = list.iter().filter(|other| other.readers == one.readers).count();
+    if alike < MOST_ILLEGIBLE {
+        let place = list.partition_point(|other| other.readers >= one.readers);
         list.insert(place, one);
-        list.truncate(MOST_RULES);
     }
 }

@@ -139,6 +139,33 @@ fn iptables_cannot_read_everything() {
 }
 
 #[test]
+fn of_each_kind_the_first_are_kept() {
+    let illegible = |handle, kind| message("filter", "FORWARD", handle, &[expression(kind, &[])]);
+    let ranges = (1..=40).map(|handle| illegible(handle, "range"));
+    let others = [illegible(41, "lookup"), illegible(42, "ct"), illegible(43, "ct")];
+    let table = summed_up(&ranges.chain(others).collect::<Vec<_>>());
+    let found: Vec<_> = table.illegible.iter().map(|rule| (rule.readers, rule.at.handle)).collect();
+    assert_eq!(found.len(), 19);
+    assert_eq!(found[..3], [(Readers::Nobody, 42), (Readers::Nobody, 43), (Readers::From188, 1)]);
+    assert_eq!(found[18], (Readers::MisprintedFrom184, 41));
+}
+
+#[test]
+fn a_foreign_base_chain_is_skipped_with_its_rules() {
+    let late = Base { kind: "filter", hook: Some(ChainHook::Forward), priority: 9, drops: false };
+    let mut summary = Summary::default();
+    summary.table(&filter());
+    summary.chain(&Chain { base: Some(late), ..base("late", ChainHook::Forward) });
+    summary.chain(&plain("own"));
+    for (handle, chain) in [(1, "late"), (2, "own")] {
+        let message = message("filter", chain, handle, &[expression("ct", &[])]);
+        summary.rule(rule(&message).unwrap().unwrap());
+    }
+    let found = &summary.finish()[0].illegible;
+    assert_eq!(found.iter().map(|rule| rule.at.handle).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
 fn the_worst_of_a_rule_decides() {
     let expressions = [expression("lookup", &[]), expression("ct", &[]), verdict(0, "")];
     let message = message("filter", "FORWARD", 1, &expressions);

@@ -1,0 +1,221 @@
+//! Tables of iptables that an iptables-nft cannot read, judged by those that are
+//! installed: on the host, and in the containers on its network.
+//!
+//! What iptables reads from 1.8.8 on is also what it writes since then, as a
+//! range of ports: that is as it should be, but for an older one beside it.
+
+use super::{MOST_NAMED, finding, thing};
+use crate::catalog::Code;
+use crate::fact::{Fact, Gap};
+use crate::finding::{Confidence, Evidence, Filtered, Finding, Thing};
+use crate::model::{
+    BaseChain, Controller, Family, Illegible, Netfilter, NftTable, Readers, SKIPS_FOREIGN_CHAINS,
+    ToolProcess, ToolSpace, ToolVersion, Tools,
+};
+use crate::rules::Verdicts;
+use crate::snapshot::Snapshot;
+
+/// Agents that read iptables' tables again and again, and whose chains they keep.
+const AGENTS: [(&str, &[Controller]); 8] = [
+    ("calico-node", &[Controller::Calico]),
+    ("kube-proxy", &[Controller::KubeProxy]),
+    ("kube-router", &[Controller::KubeRouter]),
+    ("k3s", K3S),
+    ("k3s-server", K3S),
+    ("k3s-agent", K3S),
+    ("cilium-agent", &[Controller::Cilium]),
+    ("flanneld", &[Controller::Flannel]),
+];
+/// What K3s has in its one process.
+const K3S: &[Controller] = &[Controller::KubeProxy, Controller::KubeRouter, Controller::Flannel];
+/// Readers that one finding tells of.
+const MOST_READERS: usize = 4;
+/// The first that reads a rule that looks something up, without its condition.
+const MISPRINTS: Option<ToolVersion> = Readers::MisprintedFrom184.since();
+
+pub(super) fn judge(netfilter: &Netfilter, now: &Snapshot, verdicts: &mut Verdicts) {
+    let tables = netfilter.tables.iter().filter(|table| table.is_of_iptables());
+    match now.tools.seen() {
+        Some(tools) => {
+            tables.for_each(|table| by_readers(table, netfilter, tools, verdicts));
+        }
+        None => {
+            tables.clone().for_each(|table| by_any_version(table, verdicts));
+            verdicts.blind(&[Code::NftTableUnreadableBySome]);
+            // What some versions read may be what an agent's cannot. Who switched
+            // the source off has been told nothing by it.
+            let mut obstacles = tables.flat_map(obstacles);
+            if obstacles.any(|one| one.since().is_some()) && !is_off(&now.tools) {
+                verdicts.blind(&[Code::NftTableIncompatible]);
+            }
+        }
+    }
+}
+
+fn is_off<T>(fact: &Fact<T>) -> bool {
+    matches!(fact, Fact::Missing(Gap::Disabled))
+}
+
+/// What keeps a version of iptables-nft from reading a table.
+#[derive(Clone, Copy)]
+enum Obstacle<'a> {
+    Rule(&'a Illegible),
+    Chain(&'a BaseChain),
+}
+
+impl Obstacle<'_> {
+    /// The first version that reads the table in spite of it.
+    fn since(self) -> Option<ToolVersion> {
+        match self {
+            Self::Rule(rule) => rule.readers.since(),
+            Self::Chain(_) => Some(SKIPS_FOREIGN_CHAINS),
+        }
+    }
+
+    fn stops(self, tool: ToolVersion) -> bool {
+        self.since().is_none_or(|since| tool < since)
+    }
+
+    fn evidence(self, table: &NftTable) -> Evidence {
+        match self {
+            Self::Rule(rule) => illegible(table, rule),
+            Self::Chain(chain) => super::foreign_chain(table, chain),
+        }
+    }
+}
+
+fn illegible(table: &NftTable, rule: &Illegible) -> Evidence {
+    Evidence::Netfilter(Filtered::Illegible {
+        table: table.title(),
+        at: rule.at.clone(),
+        expression: rule.expression.clone(),
+        readers: rule.readers,
+    })
+}
+
+/// The worst first.
+fn obstacles(table: &NftTable) -> impl Iterator<Item = Obstacle<'_>> {
+    let foreign = table.base.iter().filter(|chain| !chain.is_of_iptables(&table.name));
+    table.illegible.iter().map(Obstacle::Rule).chain(foreign.map(Obstacle::Chain))
+}
+
+/// An iptables-nft that is installed here.
+struct Reader<'a> {
+    tool: ToolVersion,
+    space: &'a ToolSpace,
+    /// The agent that uses it, and how certain it is that it does.
+    agent: Option<(&'a ToolProcess, Confidence)>,
+}
+
+impl<'a> Reader<'a> {
+    fn of(space: &'a ToolSpace, table: &NftTable, netfilter: &Netfilter) -> Option<Self> {
+        let agents = space.processes.iter().filter_map(|process| {
+            let (_, keeps) = AGENTS.iter().find(|(name, _)| *name == process.name)?;
+            Some((process, backend(keeps, table.family, netfilter)?))
+        });
+        // The first whose chains are seen, else the first.
+        let agent = agents.max_by_key(|(process, confidence)| {
+            (*confidence == Confidence::Certain, std::cmp::Reverse(process.pid))
+        });
+        Some(Self { tool: space.iptables?, space, agent })
+    }
+
+    /// What it cannot read, as evidence; none when it reads all.
+    fn refuses(&self, table: &NftTable) -> Option<Evidence> {
+        let since = obstacles(table).filter(|one| one.stops(self.tool)).map(Obstacle::since);
+        // None reads what no version reads.
+        let since = since.reduce(|one, other| Some(one?.max(other?)))?;
+        let (agent, in_use) = match self.agent {
+            Some((process, _)) => (Some(process), true),
+            None => (self.space.processes.first().filter(|_| !self.space.is_host), false),
+        };
+        Some(Evidence::Netfilter(Filtered::Refused {
+            table: table.title(),
+            tool: self.tool,
+            on_host: self.space.is_host,
+            process: agent.cloned(),
+            in_use,
+            since,
+        }))
+    }
+}
+
+/// How certain it is that who keeps these chains keeps them in nftables: not at
+/// all where the older xtables have rules of this family, and these do not.
+fn backend(keeps: &[Controller], family: Family, netfilter: &Netfilter) -> Option<Confidence> {
+    if keeps.iter().any(|one| netfilter.programmed(*one).rules > 0) {
+        return Some(Confidence::Certain);
+    }
+    let is_v6 = family == Family::Ip6;
+    let mut legacy = netfilter.legacy.iter().filter(|table| table.v6 == is_v6);
+    (!legacy.any(|table| table.rules.unwrap_or(0) > 0)).then_some(Confidence::High)
+}
+
+fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: &mut Verdicts) {
+    let spaces = tools.spaces.iter();
+    let mut readers: Vec<_> =
+        spaces.filter_map(|space| Reader::of(space, table, netfilter)).collect();
+    // Those first who will fail.
+    readers.sort_by_key(|reader| reader.agent.is_none());
+    let told = |reader: &Reader<'_>| reader.refuses(table);
+    let stopped: Vec<_> =
+        readers.iter().filter_map(|reader| Some((reader, told(reader)?))).collect();
+    let is_lost = obstacles(table).any(|one| one.since().is_none());
+    let agent = stopped.iter().find_map(|(reader, _)| reader.agent);
+    let (code, confidence) = match agent {
+        Some((_, confidence)) => (Some(Code::NftTableIncompatible), confidence),
+        None if is_lost && !readers.is_empty() => {
+            (Some(Code::NftTableIncompatible), Confidence::Certain)
+        }
+        None if is_lost || !stopped.is_empty() => {
+            (Some(Code::NftTableUnreadableBySome), Confidence::Certain)
+        }
+        None => (None, Confidence::Certain),
+    };
+    if let Some(code) = code {
+        let worst = stopped.iter().map(|(reader, _)| reader.tool).min();
+        let stops = |one: &Obstacle<'_>| worst.is_none_or(|tool| one.stops(tool));
+        let mut evidence: Vec<_> = obstacles(table)
+            .filter(stops)
+            .take(MOST_NAMED)
+            .map(|obstacle| obstacle.evidence(table))
+            .collect();
+        let in_container = stopped.iter().any(|(reader, _)| !reader.space.is_host);
+        evidence.extend(stopped.into_iter().map(|(_, told)| told).take(MOST_READERS));
+        if readers.is_empty() {
+            evidence.push(Evidence::Netfilter(Filtered::NoReader));
+        }
+        let host = readers.iter().find(|reader| reader.space.is_host);
+        let host = host.filter(|host| in_container && told(host).is_none());
+        evidence
+            .extend(host.map(|host| Evidence::Netfilter(Filtered::HostReads { tool: host.tool })));
+        let found = finding(code, thing(Thing::Table, table.title()), evidence);
+        verdicts.add(Finding { confidence, ..found });
+    }
+    if readers.is_empty() || readers.iter().any(|reader| Some(reader.tool) >= MISPRINTS) {
+        misprinted(table, verdicts);
+    }
+}
+
+/// As whoever comes with any version: what one of them reads is left alone.
+fn by_any_version(table: &NftTable, verdicts: &mut Verdicts) {
+    let lost = || table.illegible.iter().filter(|rule| rule.readers.since().is_none());
+    let named: Vec<_> = lost().take(MOST_NAMED).map(|rule| illegible(table, rule)).collect();
+    if !named.is_empty() {
+        let subject = thing(Thing::Table, table.title());
+        verdicts.add(finding(Code::NftTableIncompatible, subject, named));
+    }
+    misprinted(table, verdicts);
+}
+
+fn misprinted(table: &NftTable, verdicts: &mut Verdicts) {
+    let rules = table.illegible.iter().filter(|rule| rule.readers == Readers::MisprintedFrom184);
+    let named: Vec<_> = rules.take(MOST_NAMED).map(|rule| illegible(table, rule)).collect();
+    if !named.is_empty() {
+        let subject = thing(Thing::Table, table.title());
+        verdicts.add(finding(Code::NftRuleMisprinted, subject, named));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Each verdict by the readers that bring it about, and by those that do not.
+
+use super::*;
+use crate::model::{ChainHook, LegacyTable, Programmed};
+use crate::rules::netfilter::tests::{at, base, fact, judged, node, of, table};
+
+fn rule(expression: &str, readers: Readers) -> Illegible {
+    Illegible { at: at("FORWARD"), expression: expression.to_owned(), readers }
+}
+
+fn filter(rules: Vec<Illegible>) -> NftTable {
+    NftTable { illegible: rules, ..table("filter") }
+}
+
+fn range() -> NftTable {
+    filter(vec![rule("range", Readers::From188)])
+}
+
+fn foreign() -> NftTable {
+    let late = BaseChain { priority: 10, ..base("late", ChainHook::Forward, false) };
+    NftTable { base: vec![late], ..table("filter") }
+}
+
+fn host(iptables: &str) -> ToolSpace {
+    ToolSpace { is_host: true, ..space(iptables, "kubelet") }
+}
+
+fn space(iptables: &str, process: &str) -> ToolSpace {
+    ToolSpace {
+        processes: vec![ToolProcess { pid: 77, name: process.to_owned() }],
+        iptables: Some(iptables.parse().unwrap()),
+        ..ToolSpace::default()
+    }
+}
+
+fn found(table: NftTable, spaces: Vec<ToolSpace>) -> Vec<Finding> {
+    found_in(of(vec![table]), spaces)
+}
+
+fn found_in(netfilter: Netfilter, spaces: Vec<ToolSpace>) -> Vec<Finding> {
+    let tools = fact(Tools { spaces });
+    let verdicts = judged(&Snapshot { tools, ..node(netfilter, Vec::new()) });
+    assert_eq!(verdicts.blind, []);
+    let own = |finding: &Finding| finding.code != Code::ForeignBaseChain;
+    verdicts.findings.into_iter().filter(own).collect()
+}
+
+fn codes(table: NftTable, spaces: Vec<ToolSpace>) -> Vec<Code> {
+    found(table, spaces).iter().map(|finding| finding.code).collect()
+}
+
+fn text(finding: &Finding) -> String {
+    let lines: Vec<_> = finding.evidence.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+#[test]
+fn an_agents_older_reader_is_named_with_its_process() {
+    let spaces = vec![host("1.8.9"), space("1.8.4", "calico-node")];
+    let findings = found(range(), spaces);
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!(finding.code, Code::NftTableIncompatible);
+    assert_eq!(
+        text(finding),
+        "rule in table ip filter, chain FORWARD, handle 12: expression range is unreadable \
+         for iptables-nft before 1.8.8\n\
+         iptables-nft 1.8.4 of calico-node (process 77) in a container cannot read table ip \
+         filter: 1.8.8 is the first that can\n\
+         the host's own iptables-nft is 1.8.9 and reads it, but a container does not use that \
+         one"
+    );
+    assert!(finding.evidence[0].placeholders().contains(&("{handle}", "12".to_owned())));
+}
+
+#[test]
+fn an_agent_on_the_host_uses_the_hosts() {
+    let k3s = ToolSpace { is_host: true, ..space("1.8.7", "k3s-server") };
+    let findings = found(range(), vec![host("1.8.7"), k3s]);
+    assert_eq!(findings[0].code, Code::NftTableIncompatible);
+    let text = text(&findings[0]);
+    assert!(text.contains("1.8.7 of k3s-server (process 77) on the host cannot"), "{text}");
+    assert!(text.contains("1.8.7 on the host, which no agent is known to use,"), "{text}");
+    assert!(!text.contains("reads it"), "{text}");
+}
+
+#[test]
+fn a_reader_that_nobody_uses_is_a_warning() {
+    for spaces in [
+        vec![host("1.8.7")],
+        vec![host("1.8.9"), space("1.8.7", "nginx")],
+        vec![space("1.8.8", "calico-node"), space("1.8.7", "nginx")],
+    ] {
+        let findings = found(range(), spaces);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].code, Code::NftTableUnreadableBySome);
+        let text = text(&findings[0]);
+        assert!(text.contains("iptables-nft 1.8.7"), "{text}");
+        assert!(text.contains("which no agent is known to use"), "{text}");
+    }
+}
+
+#[test]
+fn what_all_installed_readers_read_is_well() {
+    // As iptables itself writes a range of ports.
+    for spaces in [
+        vec![host("1.8.9"), space("1.8.8", "calico-node"), space("1.8.10", "kube-proxy")],
+        vec![ToolSpace { iptables: None, ..space("1.8.4", "calico-node") }],
+        Vec::new(),
+    ] {
+        assert_eq!(codes(range(), spaces), []);
+    }
+    assert_eq!(codes(foreign(), vec![space("1.8.8", "calico-node")]), []);
+    assert_eq!(codes(filter(Vec::new()), vec![space("1.8.0", "calico-node")]), []);
+}
+
+#[test]
+fn what_no_version_reads_is_lost_on_all_that_are_there() {
+    let ct = || filter(vec![rule("ct", Readers::Nobody), rule("range", Readers::From188)]);
+    for spaces in [vec![host("1.8.9")], vec![space("1.8.11", "kube-proxy")]] {
+        let findings = found(ct(), spaces);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].code, Code::NftTableIncompatible);
+        let text = text(&findings[0]);
+        assert!(text.contains("expression ct"), "{text}");
+        assert!(text.contains("nor can any other version"), "{text}");
+        // What those that are there read is not blamed.
+        assert!(!text.contains("expression range"), "{text}");
+    }
+    let findings = found(ct(), Vec::new());
+    assert_eq!(findings[0].code, Code::NftTableUnreadableBySome);
+    assert!(text(&findings[0]).contains("no iptables-nft was found"));
+}
+
+#[test]
+fn a_foreign_base_chain_stops_those_before_1_8_8() {
+    let agent = found(foreign(), vec![space("1.8.7", "kube-proxy")]);
+    assert_eq!(agent[0].code, Code::NftTableIncompatible);
+    assert!(text(&agent[0]).starts_with("chain late of table ip filter: type filter"));
+    assert_eq!(codes(foreign(), vec![host("1.8.4")]), [Code::NftTableUnreadableBySome]);
+    let inet = NftTable { family: Family::Inet, ..foreign() };
+    assert_eq!(codes(inet, vec![space("1.8.7", "kube-proxy")]), []);
+}
+
+#[test]
+fn a_lookup_is_refused_before_1_8_4_and_misprinted_since() {
+    let lookup = || filter(vec![rule("lookup", Readers::MisprintedFrom184)]);
+    let of = |spaces| codes(lookup(), spaces);
+    assert_eq!(of(vec![space("1.8.3", "calico-node")]), [Code::NftTableIncompatible]);
+    assert_eq!(of(vec![space("1.8.4", "calico-node")]), [Code::NftRuleMisprinted]);
+    assert_eq!(of(Vec::new()), [Code::NftRuleMisprinted]);
+    assert_eq!(
+        of(vec![host("1.8.9"), space("1.8.2", "calico-node")]),
+        [Code::NftTableIncompatible, Code::NftRuleMisprinted]
+    );
+}
+
+#[test]
+fn an_agent_whose_rules_are_legacy_ones_reads_no_nft_table() {
+    let legacy = |v6| LegacyTable { v6, name: "filter".to_owned(), rules: Some(9) };
+    let felix = || vec![host("1.8.9"), space("1.8.4", "calico-node")];
+    let judged = |netfilter| {
+        let findings = found_in(netfilter, felix());
+        let own = findings.into_iter().find(|one| one.code != Code::IptablesBackendsMixed);
+        own.map(|finding| (finding.code, finding.confidence))
+    };
+    let netfilter = |legacy| Netfilter { legacy, ..of(vec![range()]) };
+    assert_eq!(
+        judged(netfilter(vec![legacy(false)])),
+        Some((Code::NftTableUnreadableBySome, Confidence::Certain))
+    );
+    assert_eq!(
+        judged(netfilter(vec![legacy(true)])),
+        Some((Code::NftTableIncompatible, Confidence::High))
+    );
+    // Its chains are seen to be in nftables.
+    let programmed = Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored: 3 };
+    let own = NftTable { programmed: vec![programmed], ..range() };
+    let both = Netfilter { legacy: vec![legacy(false)], ..of(vec![own]) };
+    assert_eq!(judged(both), Some((Code::NftTableIncompatible, Confidence::Certain)));
+}
+
+#[test]
+fn without_the_tools_any_version_counts() {
+    let judged = |table, gap| {
+        let tools = Fact::Missing(gap);
+        let verdicts = judged(&Snapshot { tools, ..node(of(vec![table]), Vec::new()) });
+        let codes = verdicts.findings.iter().map(|finding| finding.code).collect::<Vec<_>>();
+        (codes, verdicts.blind)
+    };
+    let some = Code::NftTableUnreadableBySome;
+    let ct = || filter(vec![rule("ct", Readers::Nobody)]);
+    assert_eq!(judged(ct(), Gap::Denied), (vec![Code::NftTableIncompatible], vec![some]));
+    // An agent may be stopped by what others read: nobody knows.
+    let undecided = vec![some, Code::NftTableIncompatible];
+    assert_eq!(judged(range(), Gap::Denied), (vec![], undecided));
+    assert_eq!(judged(range(), Gap::Disabled), (vec![], vec![some]));
+    assert_eq!(judged(filter(Vec::new()), Gap::Denied), (vec![], vec![some]));
+}
