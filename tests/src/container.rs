@@ -1,5 +1,6 @@
 //! What plays a container on a node's network: a process with a mount namespace
-//! and a root of its own, which has a shell, ipset, and nothing else.
+//! and a root of its own, which has a shell, one of ipset and iptables, and
+//! nothing else.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,13 +14,51 @@ use anyhow::{Context, Result, ensure};
 use crate::interrupt::wait_until;
 use crate::netns::Netns;
 
-/// Whose ipset a container has.
+/// Which tool a container has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ipset {
+pub(crate) enum Tool {
+    /// ipset(8).
+    Ipset(Age),
+    /// iptables(8) on nftables, by the one name of its program: xtables-nft-multi.
+    Iptables(Age),
+}
+
+/// Whose tool a container has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
     /// Debian 11's.
     Old,
     /// The system's own.
     Current,
+}
+
+impl Tool {
+    const fn age(self) -> Age {
+        match self {
+            Self::Ipset(age) | Self::Iptables(age) => age,
+        }
+    }
+
+    /// Where its program is, below a root.
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Ipset(_) => "usr/sbin/ipset",
+            Self::Iptables(_) => "usr/sbin/xtables-nft-multi",
+        }
+    }
+
+    /// How libraries are called that are of its release.
+    const fn libraries(self) -> &'static [&'static str] {
+        match self {
+            Self::Ipset(_) => &["libipset.so"],
+            Self::Iptables(_) => &["libxtables.so", "libnftnl.so"],
+        }
+    }
+
+    fn has_library(self, file: &Path) -> bool {
+        let name = file.file_name().map(|name| name.to_string_lossy());
+        name.is_some_and(|name| self.libraries().iter().any(|own| name.starts_with(own)))
+    }
 }
 
 /// What a container's shell needs.
@@ -42,11 +81,11 @@ impl Container {
     pub(crate) fn start(
         netns: &Netns,
         root: &Path,
-        ipset: Ipset,
+        tool: Tool,
         name: &str,
         script: &str,
     ) -> Result<Self> {
-        build(root, ipset)
+        build(root, tool)
             .with_context(|| format!("cannot make a container's root in {}", root.display()))?;
         // A process is called after the path that was run, also if that is a
         // link (begin_new_exec, fs/exec.c).
@@ -104,51 +143,47 @@ impl Drop for Container {
 
 /// Where `cargo xtask setup` unpacks Debian 11's tools: beside the folder of
 /// this program.
-fn debian_11() -> Result<PathBuf> {
+fn debian_11(tool: Tool) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folder = own.ancestors().map(|folder| folder.join("tools/debian-11"));
     folder
         .into_iter()
-        .find(|folder| folder.join("usr/sbin/ipset").is_file())
-        .context("Debian 11's ipset is missing: run `cargo xtask setup`")
+        .find(|folder| folder.join(tool.program()).is_file())
+        .context("Debian 11's tools are missing: run `cargo xtask setup`")
 }
 
 /// Copies what a container has. Links are followed: a root has files.
-fn build(root: &Path, ipset: Ipset) -> Result<()> {
-    let tool = match ipset {
-        Ipset::Old => debian_11()?.join("usr/sbin/ipset"),
-        Ipset::Current => PathBuf::from("/usr/sbin/ipset"),
+fn build(root: &Path, tool: Tool) -> Result<()> {
+    let (of, old) = match tool.age() {
+        Age::Old => (debian_11(tool)?, old_libraries(tool)?),
+        Age::Current => (PathBuf::from("/"), Vec::new()),
     };
+    let program = of.join(tool.program());
     let mut programs: Vec<_> = PROGRAMS.map(PathBuf::from).into();
     let mut files: BTreeSet<_> = programs.iter().cloned().collect();
-    programs.push(tool.clone());
-    let old = if ipset == Ipset::Old { old_libraries()? } else { Vec::new() };
+    programs.push(program.clone());
     for file in programs.iter().chain(&old) {
         files.extend(libraries(file)?);
     }
-    // The system's own is not the old tool's.
-    files.retain(|file| old.is_empty() || !is_libipset(file));
+    // The system's own are not the old tool's.
+    files.retain(|file| old.is_empty() || !tool.has_library(file));
     for library in old {
-        copy(&library, &root.join(library.strip_prefix(debian_11()?)?))?;
+        copy(&library, &root.join(library.strip_prefix(&of)?))?;
     }
     for file in files {
         copy(&file, &root.join(file.strip_prefix("/")?))?;
     }
-    copy(&tool, &root.join("usr/sbin/ipset"))
+    copy(&program, &root.join(tool.program()))
 }
 
-/// Debian 11's libipset, in the folder that bears the machine's name.
-fn old_libraries() -> Result<Vec<PathBuf>> {
+/// Debian 11's libraries of a tool, in the folder that bears the machine's name.
+fn old_libraries(tool: Tool) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for folder in debian_11()?.join("usr/lib").read_dir()? {
+    for folder in debian_11(tool)?.join("usr/lib").read_dir()? {
         let files = folder?.path().read_dir()?;
-        found.extend(files.flatten().map(|file| file.path()).filter(|file| is_libipset(file)));
+        found.extend(files.flatten().map(|file| file.path()).filter(|file| tool.has_library(file)));
     }
     Ok(found)
-}
-
-fn is_libipset(file: &Path) -> bool {
-    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libipset.so"))
 }
 
 /// The shared libraries that a program is linked with, its loader included.

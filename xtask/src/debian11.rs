@@ -1,5 +1,5 @@
-//! Debian 11's ipset beside the system's own: the lab runs it in what plays an
-//! older image, whose tool cannot read what a newer one made.
+//! Debian 11's ipset and iptables beside the system's own: the lab runs them in
+//! what plays an older image, whose tools cannot read what newer ones made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,12 @@ use crate::shell::{self, target};
 
 /// The release, as its archive calls it.
 const SUITE: &str = "bullseye";
-const PACKAGES: [&str; 2] = ["ipset", "libipset13"];
-/// What the tool says that it is.
-const VERSION: &str = "v7.10";
+const PACKAGES: [&str; 5] = ["ipset", "libipset13", "iptables", "libxtables12", "libnftnl11"];
+/// The tools, and what they say that they are.
+const TOOLS: [(&str, &[&str], &str); 2] = [
+    ("usr/sbin/ipset", &["--version"], "v7.10"),
+    ("usr/sbin/xtables-nft-multi", &["iptables-nft", "--version"], "v1.8.7"),
+];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Unpacks the tools below the target folder, once; with `install` unset, fails
@@ -22,17 +25,23 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) fn provide(install: bool) -> Result<()> {
     let tools = target()?.join("tools");
     let ready = tools.join("debian-11");
-    if ready.join("usr/sbin/ipset").is_file() {
+    if TOOLS.iter().all(|(tool, ..)| ready.join(tool).is_file()) {
         return Ok(());
     }
     if !install {
-        bail!("--no-install was given, and Debian 11's ipset is not in {}", ready.display());
+        bail!("--no-install was given, and Debian 11's tools are not in {}", ready.display());
     }
     let draft = tools.join(format!("debian-11.draft-{}", std::process::id()));
-    let outcome = fetch(&draft).and_then(|()| Ok(fs::rename(draft.join("root"), &ready)?));
+    let outcome = fetch(&draft).and_then(|()| {
+        // One that has not all of them makes way.
+        if ready.exists() {
+            fs::rename(&ready, draft.join("before"))?;
+        }
+        Ok(fs::rename(draft.join("root"), &ready)?)
+    });
     // What is left of it would be in nobody's way.
     let _ = fs::remove_dir_all(&draft);
-    outcome.context("getting Debian 11's ipset for the lab")
+    outcome.context("getting Debian 11's tools for the lab")
 }
 
 fn fetch(draft: &Path) -> Result<()> {
@@ -74,13 +83,15 @@ fn fetch(draft: &Path) -> Result<()> {
     verify(&draft.join("root"))
 }
 
-/// Runs the tool: it must be the one that is wanted, and run here.
+/// Runs the tools: they must be those that are wanted, and run here.
 fn verify(root: &Path) -> Result<()> {
     let libraries = root.join("usr/lib").read_dir()?.flatten().map(|entry| entry.path());
     let path = std::env::join_paths(libraries)?;
-    let mut ipset = Command::new(root.join("usr/sbin/ipset"));
-    let said = shell::output(ipset.arg("--version").env("LD_LIBRARY_PATH", path))?;
-    ensure!(said.contains(VERSION), "it says `{}` instead of {VERSION}", said.trim());
+    for (tool, arguments, version) in TOOLS {
+        let mut command = Command::new(root.join(tool));
+        let said = shell::output(command.args(arguments).env("LD_LIBRARY_PATH", &path))?;
+        ensure!(said.contains(version), "{tool} says `{}` instead of {version}", said.trim());
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use overlaywatch_core::finding::Thing;
 use super::expected::{Expected, Subject, says_itself};
 use super::sessions::{FELIX, answers};
 use super::{A, B, Fault, HARD, Limits, PLAIN};
-use crate::container::{Container, Ipset};
+use crate::container::{Age, Container, Tool};
 use crate::interrupt::wait_until;
 use crate::poll;
 use crate::topology::Cluster;
@@ -30,7 +30,7 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "K3s's network policy controller makes all sets anew with the host's ipset, and \
                 calico-node's older one cannot read them any more",
         inject: |cluster| {
-            felix(cluster, Ipset::Old)?;
+            felix(cluster, Tool::Ipset(Age::Old))?;
             agent_sees(cluster, "\"name\":\"cali40this-host\"")?;
             kube_router(cluster)?;
             felix_says(cluster, INCIDENT)
@@ -72,7 +72,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "felix-not-ready-for-a-set",
         about: "Felix is not ready since it cannot read a set: its answer is a consequence",
         inject: |cluster| {
-            felix(cluster, Ipset::Old)?;
+            felix(cluster, Tool::Ipset(Age::Old))?;
             ipset(cluster, "create pods hash:ip")?;
             felix_says(cluster, INCIDENT)?;
             answers(cluster, A, FELIX, 503)
@@ -93,7 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "ipset-reader-behind",
         about: "a kube-router image has an older ipset than whoever made a set",
         inject: |cluster| {
-            container(cluster, Ipset::Old, "kube-router", "while :; do sleep 1; done")?;
+            container(cluster, Tool::Ipset(Age::Old), "kube-router", "while :; do sleep 1; done")?;
             ipset(cluster, "create pods hash:ip")
         },
         heal: |cluster| ipset(cluster, "destroy pods"),
@@ -111,7 +111,7 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "a new ipset in the container before sets made anew, and an old one before sets of \
                 its own age",
         inject: |cluster| {
-            felix(cluster, Ipset::Current)?;
+            felix(cluster, Tool::Ipset(Age::Current))?;
             kube_router(cluster)?;
             felix_says(cluster, "fine")?;
             // On another node nobody made a set anew, and nobody who runs reads
@@ -119,11 +119,17 @@ pub(super) const FAULTS: &[Fault] = &[
             let node = cluster.node(B)?;
             let root = cluster.directory().join("other");
             let script = "ipset create cali40masq hash:ip; while :; do sleep 1; done";
-            let other = Container::start(&node.netns, &root, Ipset::Old, "calico-node", script)?;
+            let other =
+                Container::start(&node.netns, &root, Tool::Ipset(Age::Old), "calico-node", script)?;
             let root = cluster.directory().join("bystander");
             let sleeps = "while :; do sleep 1; done";
-            let bystander =
-                Container::start(&cluster.node(A)?.netns, &root, Ipset::Old, "nginx", sleeps)?;
+            let bystander = Container::start(
+                &cluster.node(A)?.netns,
+                &root,
+                Tool::Ipset(Age::Old),
+                "nginx",
+                sleeps,
+            )?;
             cluster.guests.push(Box::new(other));
             cluster.guests.push(Box::new(bystander));
             Ok(())
@@ -201,7 +207,7 @@ const fn of_set(code: Code, set: &'static str) -> Expected {
 }
 
 /// What plays calico-node: makes its sets, and lists all again and again.
-fn felix(cluster: &mut Cluster, tool: Ipset) -> Result<()> {
+fn felix(cluster: &mut Cluster, tool: Tool) -> Result<()> {
     let script = "ipset create cali40this-host hash:ip\n\
                   ipset add cali40this-host 10.0.0.11\n\
                   ipset create cali40all-ipam-pools hash:net\n\
@@ -232,7 +238,7 @@ fn kube_router(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-fn container(cluster: &mut Cluster, tool: Ipset, name: &str, script: &str) -> Result<()> {
+fn container(cluster: &mut Cluster, tool: Tool, name: &str, script: &str) -> Result<()> {
     let root = cluster.directory().join("container");
     let guest = Container::start(&cluster.node(A)?.netns, &root, tool, name, script)?;
     cluster.guests.push(Box::new(guest));

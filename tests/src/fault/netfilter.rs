@@ -12,6 +12,7 @@ use super::expected::{
     says_itself,
 };
 use super::{A, B, C, Fault, LIVE, Limits, PLAIN};
+use crate::container::{Age, Container, Tool};
 use crate::interrupt;
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
@@ -31,6 +32,72 @@ pub(super) const FAULTS: &[Fault] = &[
         ])],
         unlike: &[Code::NftRuleMisprinted, Code::ForeignBaseChain, Code::RulesFlood],
         incident: Some(6),
+        ..HARMLESS
+    },
+    Fault {
+        name: "iptables-of-two-ages",
+        about: "the host's iptables writes a range of ports, which the older one in calico-node's \
+                container cannot read",
+        inject: |cluster| {
+            iptables_table(cluster)?;
+            reader(cluster, "calico-node", Age::Old)?;
+            reader_says(cluster, "fine")?;
+            sh(cluster, RANGE)?;
+            reader_says(cluster, "Table `filter' is incompatible")
+        },
+        heal: |cluster| {
+            no_iptables_table(cluster)?;
+            reader_says(cluster, "fine")
+        },
+        expected: &[says_itself(B, Code::NftTableIncompatible, table("ip filter")).telling(&[
+            "table ip filter, chain FORWARD, handle",
+            "expression range is unreadable for iptables-nft before 1.8.8",
+            "iptables-nft 1.8.7 of calico-node (process ",
+            "in a container cannot read table ip filter: 1.8.8 is the first that can",
+            "the host's own iptables-nft is 1.8.",
+        ])],
+        unlike: &[Code::NftTableUnreadableBySome, Code::NftRuleMisprinted],
+        limits: TOOLS,
+        incident: Some(6),
+        ..HARMLESS
+    },
+    Fault {
+        name: "iptables-of-a-bystander",
+        about: "the host's iptables writes a range of ports beside a container with an older one \
+                that nothing known uses",
+        inject: |cluster| {
+            reader(cluster, "nginx", Age::Old)?;
+            sh(cluster, RANGE)?;
+            reader_says(cluster, "Table `filter' is incompatible")
+        },
+        heal: no_iptables_table,
+        expected: &[says_itself(B, Code::NftTableUnreadableBySome, table("ip filter")).telling(&[
+            "expression range",
+            "iptables-nft 1.8.7 of nginx (process ",
+            "which no agent is known to use",
+        ])],
+        unlike: &[Code::NftTableIncompatible],
+        limits: TOOLS,
+        ..HARMLESS
+    },
+    Fault {
+        name: "iptables-of-one-age",
+        about: "calico-node's iptables reads a range of ports that the host's wrote, and skips a \
+                foreign chain with what it would not read",
+        inject: |cluster| {
+            reader(cluster, "calico-node", Age::Current)?;
+            sh(cluster, RANGE)?;
+            sh(
+                cluster,
+                "nft 'add chain ip filter late { type filter hook forward priority 10; }'",
+            )?;
+            sh(cluster, "nft add rule ip filter late ct state established accept")?;
+            reader_says(cluster, "fine")
+        },
+        heal: no_iptables_table,
+        expected: &[says_itself(B, Code::ForeignBaseChain, chain("ip filter late"))],
+        unlike: &[Code::NftTableIncompatible, Code::NftTableUnreadableBySome],
+        limits: Limits { settle: Duration::from_secs(25), ..TOOLS },
         ..HARMLESS
     },
     Fault {
@@ -158,6 +225,7 @@ pub(super) const FAULTS: &[Fault] = &[
             Code::ForwardPolicyDrop,
             Code::FirewallFlushed,
             Code::NftTableIncompatible,
+            Code::NftTableUnreadableBySome,
             Code::NftRuleMisprinted,
             Code::ForeignBaseChain,
             Code::IptablesBackendsMixed,
@@ -170,6 +238,12 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// What loses no packet.
 const HARMLESS: Fault = Fault { spares: &[pods(A, B), pods(B, A), pods(C, B)], ..PLAIN };
+
+/// Tools are looked at every 10 s.
+const TOOLS: Limits = Limits { detect: Duration::from_secs(30), ..LIVE };
+
+/// Since 1.8.8 iptables writes it as an expression that older ones do not know.
+const RANGE: &str = "iptables-nft -A FORWARD -p tcp --dport 1000:2000 -j ACCEPT";
 
 /// Chains with the names, and a few of the rules, of kube-proxy and Felix.
 const CONTROLLERS: &str = "iptables-nft-restore --noflush <<'RULES'
@@ -221,6 +295,7 @@ const HOST_CHAIN: Expected = says_itself(B, Code::EncapsulationFiltered, chain("
 const HARMLESS_TABLES: &str = "\
 iptables-nft -A INPUT -p udp --dport 8473 -j DROP
 iptables-nft -A INPUT -p tcp --dport 8472 -j DROP
+iptables-nft -A INPUT -p tcp --dport 30000:32767 -j RETURN
 iptables-nft -N cali-fw-any
 iptables-nft -A cali-fw-any -m conntrack --ctstate INVALID -j DROP
 iptables-nft -A FORWARD -j cali-fw-any
@@ -254,6 +329,34 @@ fn iptables_table(cluster: &mut Cluster) -> Result<()> {
 
 fn no_iptables_table(cluster: &mut Cluster) -> Result<()> {
     sh(cluster, "nft delete table ip filter")
+}
+
+/// What plays an agent, or somebody else, with an iptables of its own: it reads
+/// the table again and again, as Felix does.
+fn reader(cluster: &mut Cluster, name: &str, age: Age) -> Result<()> {
+    let script = "while :; do\n\
+                  said=$(/usr/sbin/xtables-nft-multi iptables-nft-save -t filter 2>&1)\n\
+                  case \"$said\" in\n\
+                  *' is incompatible'*) echo \"$said\" >/said;;\n\
+                  *) echo fine >/said;;\n\
+                  esac\n\
+                  sleep 1\n\
+                  done";
+    let root = cluster.directory().join("reader");
+    let netns = &cluster.node(B)?.netns;
+    let reader = Container::start(netns, &root, Tool::Iptables(age), name, script)?;
+    cluster.guests.push(Box::new(reader));
+    Ok(())
+}
+
+/// Waits until the reader says this.
+fn reader_says(cluster: &mut Cluster, words: &str) -> Result<()> {
+    let guest = cluster.guests.first().and_then(|guest| guest.downcast_ref::<Container>());
+    let guest = guest.context("no container runs")?;
+    let limit = Duration::from_secs(20);
+    let said = interrupt::wait_until(limit, || Ok(guest.text("said").contains(words)))?;
+    ensure!(said, "the reader says `{}` instead of `{words}`", guest.text("said").trim());
+    Ok(())
 }
 
 /// Runs a script on the node that has the fault.
