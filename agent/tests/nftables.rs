@@ -188,6 +188,8 @@ fn what_iptables_cannot_read_is_named_and_the_tool_agrees() {
         ("ct state established accept", Readers::Nobody),
         ("tcp dport 80 reject", Readers::Nobody),
         ("tcp dport { 80, 443 } drop", Readers::MisprintedFrom184),
+        ("tcp dport != 1000-2000 drop", Readers::From188),
+        ("log group 3", Readers::From188),
     ] {
         namespace.sh("iptables-nft -P FORWARD ACCEPT");
         namespace.sh(&format!("nft 'add rule ip filter FORWARD {rule}'"));
@@ -198,6 +200,19 @@ fn what_iptables_cannot_read_is_named_and_the_tool_agrees() {
         assert_eq!(said.contains("incompatible"), readers == Readers::Nobody, "{rule}: {said}");
         namespace.sh("nft delete table ip filter");
     }
+}
+
+#[test]
+fn a_foreign_base_chain_is_skipped_as_the_tool_does() {
+    let namespace = Namespace::new();
+    namespace.sh("iptables-nft -A FORWARD -j ACCEPT");
+    namespace.sh("nft 'add chain ip filter late { type filter hook forward priority 10; }'");
+    namespace.sh("nft add rule ip filter late ct state established accept");
+    let (_, read) = read(Reader::default(), &namespace);
+    assert_eq!(read.tables[0].illegible, []);
+    let said = namespace.try_sh("iptables-nft-save 2>&1");
+    assert!(said.contains("contains incompatible base-chains"), "{said}");
+    assert!(said.contains("-A FORWARD -j ACCEPT"), "{said}");
 }
 
 #[test]
