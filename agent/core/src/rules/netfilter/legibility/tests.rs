@@ -173,7 +173,8 @@ fn an_agent_whose_rules_are_legacy_ones_reads_no_nft_table() {
         Some((Code::NftTableIncompatible, Confidence::High))
     );
     // Its chains are seen to be in nftables.
-    let programmed = Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored: 3 };
+    let programmed =
+        Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored: 3, denials: 0 };
     let own = NftTable { programmed: vec![programmed], ..range() };
     let both = Netfilter { legacy: vec![legacy(false)], ..of(vec![own]) };
     assert_eq!(judged(both), Some((Code::NftTableIncompatible, Confidence::Certain)));
