@@ -95,7 +95,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         code: Code::NftTableUnreadableBySome,
         slug: "nft-table-unreadable-by-some",
         title: "an iptables of this node cannot read a table",
-        severity: Severity::Warning,
+        severity: Severity::Info,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
         parents: &[],
