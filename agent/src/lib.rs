@@ -5,6 +5,7 @@ mod assemble;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod memory;
 pub mod notify;
 pub mod oneshot;
 pub mod probe;

@@ -8,9 +8,10 @@ use anyhow::Context;
 use overlaywatch::cli::{self, AgentArgs, CheckArgs, Command, Exit};
 use overlaywatch::config::Config;
 use overlaywatch::oneshot::OneshotError;
-use overlaywatch::{oneshot, run, telemetry};
+use overlaywatch::{memory, oneshot, run, telemetry};
 
 fn main() -> ExitCode {
+    memory::share_heap();
     let command = match cli::parse() {
         Ok(command) => command,
         Err(exit) => return exit.into(),

@@ -197,6 +197,7 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     // The agent.
     row("agent::clock", &["core::time"], "reading a clock needs no more than the words for time"),
+    row("agent::memory", &[], "the allocator knows nothing of what the memory is for"),
     row("agent::published", &["core"], "what is published is the core's, unchanged"),
     row("agent::cli", &["core"], "the command line can be read before anything is built"),
     row(
@@ -221,6 +222,7 @@ pub(crate) const ROWS: &[Row] = &[
             "core::probing",
             "core::time",
             "agent::clock",
+            "agent::memory",
         ],
         siblings: Strangers(&["ask", "error", "meter", "wire"]),
         reason: "a source turns the kernel's bytes into the model and can fail alone: \

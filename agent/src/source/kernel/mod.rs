@@ -46,7 +46,7 @@ use self::programs::Programs;
 use self::settings::Settings;
 use super::SourceError;
 use super::meter::{Closed, send};
-use crate::clock;
+use crate::{clock, memory};
 
 /// How often counts are read and the plan is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -265,6 +265,8 @@ impl Watcher {
             programs.lacks = Some(format!("drops are not counted: {error}"));
         }
         let names = Names::new(std::mem::take(&mut programs.reasons));
+        // The kernel's type information was read, some 18 MB of it.
+        memory::give_back();
         Ok(Self {
             pins,
             programs,
