@@ -100,17 +100,21 @@ fn a_bgp_session_is_followed_from_its_attempt_to_its_end() {
         assert!(!quiet.bgp_listens);
         let listener = TcpListener::bind("10.0.0.2:179").unwrap();
         let stream = TcpStream::connect("10.0.0.2:179").unwrap();
-        let state = |wanted| {
+        let state = |wanted, is_session: bool| {
             move |_: &Observer, snapshot: &super::Snapshot| {
                 let sockets = shared(&snapshot.sockets)?;
                 let mut of_two =
                     sockets.sessions.iter().filter(|it| it.peer.to_string() == "10.0.0.2");
-                of_two.any(|it| it.state == wanted).then_some(sockets.bgp_listens)
+                of_two
+                    .any(|it| it.state == wanted && it.last_established.is_some() == is_session)
+                    .then_some(sockets.bgp_listens)
             }
         };
-        assert!(observer.wait_for("the session", state(SessionState::Established)));
+        observer.wait_for("a connection", state(SessionState::Established, false));
+        // It is a session once it lasted.
+        assert!(observer.wait_for("the session", state(SessionState::Established, true)));
         drop((stream, listener));
-        observer.wait_for("its end", state(SessionState::Closed));
+        observer.wait_for("its end", state(SessionState::Closed, true));
         observer.stop();
     });
 }
