@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::interrupt::wait_until;
 use crate::netns::Netns;
 
 /// The longest that a thread does not look whether it is to end.
 const ATTENTION: Duration = Duration::from_millis(50);
 /// The discard service (RFC 863).
 const DISCARD: u16 = 9;
+/// For how long a listener may outlive its end.
+const CLOSES_WITHIN: Duration = Duration::from_secs(2);
 /// Packets that a sender sends without a pause.
 const BURST: u16 = 50;
 /// And the pause.
@@ -67,8 +70,17 @@ impl Worker {
     /// `status`.
     pub(crate) fn answer(netns: &Netns, port: u16, status: u16) -> Result<Self> {
         let listener = netns.enter(|| {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-                .with_context(|| format!("cannot listen on port {port}"))?;
+            // A process that another thread starts has the last listener, too, until
+            // it becomes its own program.
+            let mut listener = None;
+            wait_until(CLOSES_WITHIN, || {
+                listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+                    bound => Some(bound?),
+                };
+                Ok(listener.is_some())
+            })?;
+            let listener = listener.with_context(|| format!("port {port} stays in use"))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         })?;

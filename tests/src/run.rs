@@ -353,5 +353,5 @@ fn write_all(cluster: &Cluster, kept: &Path) -> Result<()> {
 pub fn default_jobs() -> Result<usize> {
     let cores = std::thread::available_parallelism()
         .map_err(|error| anyhow!("cannot tell how many cores there are: {error}"))?;
-    Ok((cores.get() * 6).min(24))
+    Ok((cores.get() * 4).min(16))
 }

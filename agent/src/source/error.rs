@@ -8,7 +8,7 @@ use overlaywatch_core::fact::Gap;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// A system call failed.
-    #[error("{what}: {source}{}", remedy(.source))]
+    #[error("{what}: {source}{}", remedy(.source, &missing_capabilities()))]
     Io {
         /// What was being done to what.
         what: String,
@@ -109,8 +109,9 @@ impl SourceError {
     }
 }
 
+const NET_ADMIN: &str = "CAP_NET_ADMIN";
 /// What loading and attaching programs takes (capabilities(7)), by number.
-const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+const NEEDED: [(u32, &str); 3] = [(12, NET_ADMIN), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
 /// It includes the two others on top of CAP_NET_ADMIN.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -125,7 +126,7 @@ fn missing_capabilities() -> Vec<&'static str> {
 fn lacking(effective: u64) -> Vec<&'static str> {
     let has = |number: u32| effective >> number & 1 == 1;
     let is_root = has(CAP_SYS_ADMIN);
-    let needed = NEEDED.into_iter().filter(|&(_, name)| !is_root || name == "CAP_NET_ADMIN");
+    let needed = NEEDED.into_iter().filter(|&(_, name)| !is_root || name == NET_ADMIN);
     needed.filter(|&(number, _)| !has(number)).map(|(_, name)| name).collect()
 }
 
@@ -162,8 +163,12 @@ fn pins_remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(error: &io::Error, missing: &[&str]) -> &'static str {
     match error.raw_os_error() {
+        // What netlink answers whoever lacks it (netlink_capable, net/netlink/af_netlink.c).
+        Some(libc::EPERM) if missing.contains(&NET_ADMIN) => {
+            "; grant CAP_NET_ADMIN (the unit's AmbientCapabilities= and CapabilityBoundingSet=)"
+        }
         Some(libc::EPERM | libc::EACCES) => {
             "; a security policy forbids it: look at the unit's hardening and at AppArmor or SELinux"
         }
@@ -196,6 +201,9 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named() {
+        let denied = io::Error::from_raw_os_error(libc::EPERM);
+        assert!(remedy(&denied, &[NET_ADMIN]).contains("grant CAP_NET_ADMIN"));
+        assert!(remedy(&denied, &[]).contains("AppArmor"));
         assert_eq!(lacking(0), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
         assert_eq!(lacking(1 << 12 | 1 << 39), ["CAP_PERFMON"]);
         assert_eq!(lacking(1 << 12 | 1 << 21), [""; 0], "CAP_SYS_ADMIN includes them");
