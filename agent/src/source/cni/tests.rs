@@ -1,10 +1,13 @@
 use std::fs::{self, create_dir_all, write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
-use overlaywatch_core::model::{AgentKind, Plugin, USUAL_DIRECTORY};
+use overlaywatch_core::model::{AgentKind, CniAgent, Plugin, USUAL_DIRECTORY};
+use overlaywatch_core::time::SECOND;
 
 use super::*;
+use crate::clock;
 
 const FLANNEL: &str = r#"{"name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
 
@@ -202,10 +205,19 @@ fn this_machines_processes_can_be_read() {
     let program = folder.path().join("kube-router");
     symlink("/bin/sleep", &program).unwrap();
     let mut child = std::process::Command::new(program).arg("60").spawn().unwrap();
-    // Spawning returns after the new name is in force (execve(2)).
-    let found = processes::running(Path::new("/proc"));
+    // Spawning may return a moment before the new name is in force: execve(2)
+    // lets the parent go on once its memory is its own again (begin_new_exec).
+    let began = clock::mono();
+    let is_found =
+        |found: &[CniAgent]| found.iter().any(|it| it.kind == AgentKind::Of(Plugin::KubeRouter));
+    let found = loop {
+        let found = processes::running(Path::new("/proc")).unwrap().unwrap();
+        if is_found(&found) || clock::mono().since(began) > 10 * SECOND {
+            break found;
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
     child.kill().unwrap();
     child.wait().unwrap();
-    let found = found.unwrap().unwrap();
-    assert!(found.iter().any(|it| it.kind == AgentKind::Of(Plugin::KubeRouter)), "{found:?}");
+    assert!(is_found(&found), "{found:?}");
 }
