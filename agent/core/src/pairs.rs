@@ -12,6 +12,9 @@ use crate::time::Mono;
 
 /// A run of losses this long is a dead path, not a gray one: it has a verdict of its own.
 pub const DEAD_RUN: u32 = 8;
+/// Losses of the sparser streams (full-sized, echo) that make a dead path; for
+/// echo, beside an underlay stream that is dead already.
+pub const SPARSE_DEAD_RUN: u32 = 3;
 
 /// Fates of probes. Undecided ones (still on their way) are in none of the counts but `sent`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

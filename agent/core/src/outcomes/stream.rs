@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::hops::{Hops, Told, window_of};
 use crate::ladder::{Climb, Direction, Recorded, Seen, Segment, Window};
-use crate::pairs::{DEAD_RUN, Place, RoundTrip, Run, StreamView, Tally, Total};
+use crate::pairs::{DEAD_RUN, Place, RoundTrip, Run, SPARSE_DEAD_RUN, StreamView, Tally, Total};
 use crate::probing::{Passage, SendError, Stream};
 use crate::statistics::Sequential;
 use crate::time::{Mono, SECOND};
@@ -312,8 +312,13 @@ impl StreamState {
                 None => places.push(Place { direction, segment, count: 1 }),
             }
         };
-        let since =
-            if self.run.lost() > 0 { self.run.first } else { now.minus(MINUTE_SECONDS * SECOND) };
+        // A loss now and then is placed by all of the last minute's: the latest one
+        // alone is placed widely until its hops are read.
+        let since = if self.run.lost() >= SPARSE_DEAD_RUN {
+            self.run.first
+        } else {
+            now.minus(MINUTE_SECONDS * SECOND)
+        };
         for &(_, direction, segment) in self.placed.iter().filter(|(at, ..)| *at >= since) {
             add(direction, segment);
         }

@@ -6,7 +6,7 @@ use crate::fact::Fact;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
 use crate::model::{Peer, PeerTunnel};
-use crate::pairs::{DEAD_RUN, Run, StreamView};
+use crate::pairs::{DEAD_RUN, Run, SPARSE_DEAD_RUN, StreamView};
 use crate::probing::{SendError, Stream};
 use crate::statistics::at_most;
 use crate::time::{MILLISECOND, SECOND};
@@ -18,9 +18,6 @@ const DEAD_SPAN_NS: u64 = 900 * MILLISECOND;
 const COUNTERS_NS: u64 = 3 * SECOND;
 /// How long a verdict on the wire waits for what the sender's kernel dropped.
 const TOLD_NS: u64 = 2_500 * MILLISECOND;
-/// Losses of the sparser streams (full-sized, echo) that make a dead path; for
-/// echo, beside an underlay stream that is dead already.
-const SPARSE_DEAD_RUN: u32 = 3;
 /// Answered underlay probes without which nothing is said of an overlay.
 const UNDERLAY_PROOF: u32 = 8;
 /// How unlikely the underlay's losses must be at the overlay's rate before
