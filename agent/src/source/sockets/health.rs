@@ -92,11 +92,12 @@ fn get(service: Service) -> io::Result<Option<u16>> {
     let mut stream = TcpStream::connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
     // Cilium's agent wants to be asked briefly, others do not mind.
-    write!(
-        stream,
+    // In one piece: written straight to a socket, each part is a packet of its own.
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: overlaywatch\r\n\
          Brief: true\r\nConnection: close\r\n\r\n"
-    )?;
+    );
+    stream.write_all(request.as_bytes())?;
     let (mut answer, mut part) = (Vec::new(), [0; 512]);
     while answer.len() < MOST_BYTES {
         stream.set_read_timeout(Some(left()?))?;
