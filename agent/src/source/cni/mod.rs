@@ -9,7 +9,6 @@ mod processes;
 pub mod translate;
 
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
@@ -17,8 +16,8 @@ use overlaywatch_core::model::{Cni, CniAgent};
 use tokio::sync::mpsc::Sender;
 
 use self::files::Files;
-use super::meter::{Closed, disabled, metered};
-use super::{ATTENTION, Options, SourceError};
+use super::meter::{Closed, disabled, metered, pause};
+use super::{Options, SourceError};
 
 /// How often files are looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -53,15 +52,7 @@ pub fn run(options: &Options, roots: &Roots, updates: &Sender<Update>) -> Result
     let mut reader = Reader::new(roots.clone());
     loop {
         metered(updates, SourceId::Cni, || Ok(Update::Cni(Box::new(reader.read()?))))?;
-        let mut left = EVERY;
-        while !left.is_zero() {
-            if updates.is_closed() {
-                return Err(Closed);
-            }
-            let slice = left.min(ATTENTION);
-            thread::sleep(slice);
-            left -= slice;
-        }
+        pause(EVERY, updates)?;
     }
 }
 

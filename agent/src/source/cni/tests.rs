@@ -1,6 +1,7 @@
 use std::fs::{self, create_dir_all, write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use overlaywatch_core::model::{AgentKind, CniAgent, Plugin, USUAL_DIRECTORY};

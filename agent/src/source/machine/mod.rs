@@ -6,15 +6,14 @@ pub mod translate;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::model::Machine;
 use tokio::sync::mpsc::Sender;
 
-use super::meter::{Closed, disabled, metered};
-use super::{ATTENTION, Options, SourceError};
+use super::meter::{Closed, disabled, metered, pause};
+use super::{Options, SourceError};
 
 /// A package may be installed, a kernel be unpacked.
 const EVERY: Duration = Duration::from_secs(300);
@@ -60,15 +59,7 @@ pub fn run(options: &Options, updates: &Sender<Update>) -> Result<(), Closed> {
         metered(updates, SourceId::Machine, || {
             Ok::<_, SourceError>(Update::Machine(Box::new(read(&roots)?)))
         })?;
-        let mut left = EVERY;
-        while !left.is_zero() {
-            if updates.is_closed() {
-                return Err(Closed);
-            }
-            let slice = left.min(ATTENTION);
-            thread::sleep(slice);
-            left -= slice;
-        }
+        pause(EVERY, updates)?;
     }
 }
 

@@ -10,7 +10,6 @@ mod legacy;
 pub mod translate;
 
 use std::collections::BTreeMap;
-use std::thread;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -19,8 +18,8 @@ use overlaywatch_core::model::{Committer, Family, LegacyTable, Netfilter, NftTab
 use tokio::sync::mpsc::Sender;
 
 use super::ask::{Question, ask, attribute};
-use super::meter::{Closed, Run, disabled, metered};
-use super::{ATTENTION, Options, SourceError, wire};
+use super::meter::{Closed, Run, disabled, metered, pause};
+use super::{Options, SourceError, wire};
 use crate::clock;
 use follow::{Follower, Touched};
 use translate::{SUBSYSTEM, Summary};
@@ -82,19 +81,6 @@ fn rest(run: Option<Run>, before: Duration, poll: Duration) -> Duration {
     let fair = Duration::from_nanos(run.cpu_ns).saturating_mul(SHARE);
     let longer = if run.succeeded { fair } else { fair.max(before.saturating_mul(2)) };
     longer.clamp(poll, LONGEST_PAUSE.max(poll))
-}
-
-/// Sleeps, in slices short enough to notice that nobody listens.
-fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
-    while !left.is_zero() {
-        if updates.is_closed() {
-            return Err(Closed);
-        }
-        let slice = left.min(ATTENTION);
-        thread::sleep(slice);
-        left -= slice;
-    }
-    Ok(())
 }
 
 /// Reads the ruleset; what did not change it remembers.

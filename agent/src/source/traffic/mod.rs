@@ -3,7 +3,6 @@
 
 pub mod translate;
 
-use std::thread;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -12,8 +11,8 @@ use overlaywatch_core::model::TrafficControl;
 use tokio::sync::mpsc::Sender;
 
 use super::ask::{Question, ask};
-use super::meter::{Closed, disabled, metered};
-use super::{ATTENTION, Options, SourceError, wire};
+use super::meter::{Closed, disabled, metered, pause};
+use super::{Options, SourceError, wire};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
@@ -32,15 +31,7 @@ pub fn run(options: &Options, updates: &Sender<Update>) -> Result<(), Closed> {
     }
     loop {
         metered(updates, SourceId::Traffic, || Ok(Update::Traffic(Box::new(read()?))))?;
-        let mut left = EVERY;
-        while !left.is_zero() {
-            if updates.is_closed() {
-                return Err(Closed);
-            }
-            let slice = left.min(ATTENTION);
-            thread::sleep(slice);
-            left -= slice;
-        }
+        pause(EVERY, updates)?;
     }
 }
 
