@@ -1,205 +1,30 @@
 //! Updates in, snapshots out: the one place where network state is kept.
 
+mod answers;
+mod fold;
+mod update;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::answers::Answers;
+use self::fold::{fold_list, fold_map, fold_routes, replace};
+pub use self::update::{Change, SourceId, SourceReport, Update};
 use crate::fact::{Fact, Gap};
 use crate::kernel::KernelCounts;
 use crate::model::{
-    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, LinkKind, Lookups,
-    Machine, Neighbour, Netfilter, NodeName, Peer, PeerAnswers, PeerId, PeerListEntry, PolicyRule,
-    Route, RouteKey, RouteTable, ServiceHealth, Sockets, Tools, TrafficControl, Tunnel, table,
-    tunnels,
+    Address, Cni, Conntrack, FdbEntry, FdbKey, Host, IfIndex, IpSets, Link, LinkKind, Machine,
+    Neighbour, Netfilter, NodeName, Peer, PeerId, PeerListEntry, PolicyRule, Route, RouteKey,
+    RouteTable, ServiceHealth, Sockets, Tools, TrafficControl, Tunnel, table, tunnels,
 };
 use crate::outcomes::Outcomes;
 use crate::peers::{Directory, Evidence, forget_ns, own_entry};
 use crate::policy::Policy;
-use crate::probing::{ProbeEvent, ProberCounters};
+use crate::probing::ProberCounters;
 use crate::snapshot::{NodeIdentity, ProberState, Snapshot, SourceState};
 use crate::time::{Mono, Now, SECOND};
 use crate::vanished::Vanished;
-
-/// A source of facts, as labels and gaps name it.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum SourceId {
-    /// Links (RTM_GETLINK).
-    Links,
-    /// Addresses (RTM_GETADDR).
-    Addresses,
-    /// Routes (RTM_GETROUTE).
-    Routes,
-    /// Policy rules (RTM_GETRULE).
-    Rules,
-    /// Neighbours (RTM_GETNEIGH).
-    Neighbours,
-    /// Forwarding databases (RTM_GETNEIGH, AF_BRIDGE).
-    Fdb,
-    /// /proc.
-    Procfs,
-    /// The prober and responder.
-    Probe,
-    /// The peers file.
-    Peers,
-    /// The configuration, when it is read again.
-    Configuration,
-    /// The eBPF programs.
-    Kernel,
-    /// The kernel's own routing answers (RTM_GETROUTE for one address).
-    Lookups,
-    /// The machine: its files and firmware.
-    Machine,
-    /// CNI files and agents.
-    Cni,
-    /// Traffic control.
-    Traffic,
-    /// Connection tracking (CTNETLINK).
-    Conntrack,
-    /// TCP sockets (sock_diag).
-    Sockets,
-    /// What services of this node answer on their health ports.
-    Services,
-    /// IP sets.
-    Ipset,
-    /// The host's and containers' tools.
-    Tools,
-    /// Netfilter: nftables (NFNL_SUBSYS_NFTABLES), and which xtables there are.
-    Nftables,
-}
-
-impl SourceId {
-    /// All sources.
-    pub const ALL: [Self; 21] = [
-        Self::Links,
-        Self::Addresses,
-        Self::Routes,
-        Self::Rules,
-        Self::Neighbours,
-        Self::Fdb,
-        Self::Procfs,
-        Self::Probe,
-        Self::Peers,
-        Self::Configuration,
-        Self::Kernel,
-        Self::Lookups,
-        Self::Machine,
-        Self::Cni,
-        Self::Traffic,
-        Self::Conntrack,
-        Self::Sockets,
-        Self::Services,
-        Self::Ipset,
-        Self::Tools,
-        Self::Nftables,
-    ];
-
-    /// The name used in labels and JSON.
-    #[must_use]
-    pub const fn slug(self) -> &'static str {
-        match self {
-            Self::Links => "links",
-            Self::Addresses => "addresses",
-            Self::Routes => "routes",
-            Self::Rules => "rules",
-            Self::Neighbours => "neighbours",
-            Self::Fdb => "fdb",
-            Self::Procfs => "procfs",
-            Self::Probe => "probe",
-            Self::Peers => "peers",
-            Self::Configuration => "configuration",
-            Self::Kernel => "kernel",
-            Self::Lookups => "lookups",
-            Self::Machine => "machine",
-            Self::Cni => "cni",
-            Self::Traffic => "traffic",
-            Self::Conntrack => "conntrack",
-            Self::Sockets => "sockets",
-            Self::Services => "services",
-            Self::Ipset => "ipset",
-            Self::Tools => "tools",
-            Self::Nftables => "nftables",
-        }
-    }
-}
-
-/// How a collection changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change<K, V> {
-    /// A complete dump: this is all there is.
-    Replace(Vec<V>),
-    /// One item is new or different.
-    Upsert(V),
-    /// One item is gone.
-    Remove(K),
-}
-
-/// What a source tells the assembly.
-#[derive(Clone, Debug)]
-pub enum Update {
-    /// Network devices.
-    Links(Change<IfIndex, Link>),
-    /// Addresses.
-    Addresses(Change<Address, Address>),
-    /// Routes of all tables, IPv4 and IPv6.
-    Routes(Change<RouteKey, Route>),
-    /// Policy rules.
-    Rules(Change<PolicyRule, PolicyRule>),
-    /// Neighbours.
-    Neighbours(Change<(IfIndex, IpAddr), Neighbour>),
-    /// Forwarding entries of VXLAN devices.
-    Fdb(Change<FdbKey, FdbEntry>),
-    /// A whole reading of /proc.
-    Host(Box<Host>),
-    /// A list of peers from the peers file; none when no file is configured.
-    PeersFile(Option<Vec<PeerListEntry>>),
-    /// Expectations and limits, at start and whenever the configuration is read again.
-    Policy(Box<Policy>),
-    /// What the prober saw since the last update, in order.
-    Probes(Vec<ProbeEvent>),
-    /// The prober's counters.
-    ProberCounters(Box<ProberCounters>),
-    /// What the kernel counted at this node's hops.
-    Kernel(Box<KernelCounts>),
-    /// What the kernel answered about the ways to some peers.
-    Lookups(Vec<(PeerId, PeerAnswers)>),
-    /// A whole reading of the machine.
-    Machine(Box<Machine>),
-    /// What files and processes say of CNI plugins.
-    Cni(Box<Cni>),
-    /// Queues of devices.
-    Traffic(Box<TrafficControl>),
-    /// The table of tracked connections; none where nothing is tracked.
-    Conntrack(Option<Box<Conntrack>>),
-    /// What TCP sockets say of routing sessions.
-    Sockets(Box<Sockets>),
-    /// What services of this node answer: those that listen.
-    Services(Vec<ServiceHealth>),
-    /// All IP sets.
-    Ipset(Box<IpSets>),
-    /// All tools.
-    Tools(Box<Tools>),
-    /// Netfilter, summed up.
-    Netfilter(Box<Netfilter>),
-    /// How a source fared in its last run. A gap other than none makes its facts missing.
-    Source(SourceReport),
-}
-
-/// How one run of a source went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceReport {
-    /// Which source.
-    pub source: SourceId,
-    /// None when it succeeded. Facts of a source with a gap are missing until
-    /// its next `Replace`.
-    pub gap: Option<Gap>,
-    /// What went wrong and the remedy, for people; empty when nothing did.
-    pub detail: String,
-    /// How long the run took, nanoseconds.
-    pub duration_ns: u64,
-}
 
 /// The state of everything that sources tell, folded from their updates.
 #[derive(Debug)]
@@ -556,160 +381,6 @@ impl Assembly {
         found.dedup();
         if !found.is_empty() {
             self.underlays = Arc::new(found);
-        }
-    }
-}
-
-/// The kernel's routing answers, and the tables that they were given from.
-#[derive(Debug, Default)]
-struct Answers {
-    answers: Fact<Arc<Lookups>>,
-    routes: Option<Arc<RouteTable>>,
-    rules: Option<Arc<Vec<PolicyRule>>>,
-    addresses: Option<Arc<Vec<Address>>>,
-    /// When one of those was seen to change last.
-    changed: Mono,
-}
-
-/// An answer holds no longer than this, even while no table changes: what else
-/// it depends on tells nobody of its changes.
-const ANSWER_AGE_NS: u64 = 120 * SECOND;
-
-impl Answers {
-    fn take(&mut self, answers: Vec<(PeerId, PeerAnswers)>, at: Mono) {
-        let mut all = self.answers.seen().cloned().unwrap_or_default();
-        let known = &mut Arc::make_mut(&mut all).0;
-        known.extend(answers.into_iter().map(|(peer, answers)| (peer, Arc::new(answers))));
-        self.answers = Fact::Seen { value: all, at };
-    }
-
-    /// The answers that hold: none that is older than the tables are.
-    fn tell(
-        &mut self,
-        now: Mono,
-        routes: &Fact<Arc<RouteTable>>,
-        rules: &Fact<Arc<Vec<PolicyRule>>>,
-        addresses: &Fact<Arc<Vec<Address>>>,
-    ) -> Fact<Arc<Lookups>> {
-        let are_the_same = [
-            follow(&mut self.routes, routes),
-            follow(&mut self.rules, rules),
-            follow(&mut self.addresses, addresses),
-        ];
-        if are_the_same.contains(&false) {
-            self.changed = now;
-        }
-        if let Fact::Seen { value, .. } = &mut self.answers {
-            let holds = |at: Mono| at > self.changed && now.since(at) < ANSWER_AGE_NS;
-            if !value.0.values().all(|answers| holds(answers.at)) {
-                Arc::make_mut(value).0.retain(|_, answers| holds(answers.at));
-            }
-        }
-        self.answers.clone()
-    }
-}
-
-/// Takes the present collection in the place of an earlier one; whether it is the
-/// very same.
-fn follow<T>(known: &mut Option<Arc<T>>, present: &Fact<Arc<T>>) -> bool {
-    let is_same = match (&*known, present.seen()) {
-        (Some(known), Some(present)) => Arc::ptr_eq(known, present),
-        (None, None) => true,
-        _ => false,
-    };
-    if !is_same {
-        *known = present.seen().cloned();
-    }
-    is_same
-}
-
-/// A dump that says what was known already leaves the collection as it is, so
-/// that whoever compares by identity sees no change.
-fn replace<T: PartialEq>(fact: &mut Fact<Arc<T>>, all: T, at: Mono) {
-    match fact {
-        Fact::Seen { value, at: seen } if **value == all => *seen = at,
-        _ => *fact = Fact::Seen { value: Arc::new(all), at },
-    }
-}
-
-fn fold_map<K: Ord + Clone, V: Clone + PartialEq>(
-    fact: &mut Fact<Arc<BTreeMap<K, V>>>,
-    change: Change<K, V>,
-    at: Mono,
-    key: impl Fn(&V) -> K,
-) {
-    match change {
-        Change::Replace(all) => {
-            let map = all.into_iter().map(|value| (key(&value), value)).collect();
-            replace(fact, map, at);
-        }
-        // A change without a complete picture before it proves nothing.
-        Change::Upsert(value) => {
-            if let Fact::Seen { value: map, at: seen } = fact {
-                let key = key(&value);
-                if map.get(&key) != Some(&value) {
-                    Arc::make_mut(map).insert(key, value);
-                }
-                *seen = at;
-            }
-        }
-        Change::Remove(key) => {
-            if let Fact::Seen { value: map, at: seen } = fact {
-                if map.contains_key(&key) {
-                    Arc::make_mut(map).remove(&key);
-                }
-                *seen = at;
-            }
-        }
-    }
-}
-
-fn fold_list<T: Ord + Clone>(fact: &mut Fact<Arc<Vec<T>>>, change: Change<T, T>, at: Mono) {
-    match change {
-        Change::Replace(mut all) => {
-            all.sort_unstable();
-            replace(fact, all, at);
-        }
-        Change::Upsert(item) => {
-            if let Fact::Seen { value: list, at: seen } = fact {
-                if let Err(position) = list.binary_search(&item) {
-                    Arc::make_mut(list).insert(position, item);
-                }
-                *seen = at;
-            }
-        }
-        Change::Remove(item) => {
-            if let Fact::Seen { value: list, at: seen } = fact {
-                if let Ok(position) = list.binary_search(&item) {
-                    Arc::make_mut(list).remove(position);
-                }
-                *seen = at;
-            }
-        }
-    }
-}
-
-fn fold_routes(fact: &mut Fact<Arc<RouteTable>>, change: Change<RouteKey, Route>, at: Mono) {
-    match change {
-        Change::Replace(all) => {
-            let map = all.into_iter().map(|route| (route.key, route)).collect();
-            replace(fact, RouteTable(map), at);
-        }
-        Change::Upsert(route) => {
-            if let Fact::Seen { value, at: seen } = fact {
-                if value.0.get(&route.key) != Some(&route) {
-                    Arc::make_mut(value).0.insert(route.key, route);
-                }
-                *seen = at;
-            }
-        }
-        Change::Remove(key) => {
-            if let Fact::Seen { value, at: seen } = fact {
-                if value.0.contains_key(&key) {
-                    Arc::make_mut(value).0.remove(&key);
-                }
-                *seen = at;
-            }
         }
     }
 }
