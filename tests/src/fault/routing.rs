@@ -5,7 +5,7 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, misses, says, says_itself,
+    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says, says_itself,
 };
 use super::quiet::watch;
 use super::{A, B, C, D, Fault, LIVE, PLAIN, ip};
@@ -113,6 +113,8 @@ pub(super) const FAULTS: &[Fault] = &[
             says(B, Code::UnexplainedLoss, A, OUTBOUND, DELIVERY),
             says(C, Code::UnexplainedLoss, A, OUTBOUND, DELIVERY),
         ],
+        // What A itself sends is answered beside the tunnel: it loses nothing.
+        counted: &[may_speak(A, B), may_speak(A, C)],
         unlike: &[Code::RouteMissing],
         ..PLAIN
     },
