@@ -1,0 +1,119 @@
+//! A table of nftables and its base chains.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Blocker, ChainHook, Family, Flood, Illegible, Programmed};
+
+/// Base chains that are kept of one table.
+pub const MOST_BASE_CHAINS: usize = 64;
+/// Rules that are kept of one table because they drop.
+pub const MOST_RULES: usize = 64;
+/// Rules that are kept of one table for each kind of [`Readers`](super::Readers).
+pub const MOST_ILLEGIBLE: usize = 16;
+/// Chains in which a rule repeats that are kept of one table.
+pub const MOST_FLOODS: usize = 16;
+/// How often a rule must be in one chain to count as repeated.
+pub const REPEATED: u32 = 16;
+
+/// One nftables table, summed up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NftTable {
+    /// Its family.
+    pub family: Family,
+    /// Its name.
+    pub name: String,
+    /// Its handle.
+    pub handle: u64,
+    /// The netlink port of the program that alone may change it
+    /// (NFT_TABLE_F_OWNER); as a rule that program's PID.
+    pub owner: Option<u32>,
+    /// Chains in it.
+    pub chains: u32,
+    /// Rules in it.
+    pub rules: u32,
+    /// Its base chains, up to [`MOST_BASE_CHAINS`].
+    pub base: Vec<BaseChain>,
+    /// What the programs of container networks keep in it.
+    pub programmed: Vec<Programmed>,
+    /// Rules that drop or reject, and that the encapsulation of a tunnel may meet:
+    /// the likeliest first, up to [`MOST_RULES`].
+    pub blockers: Vec<Blocker>,
+    /// Rules that not every iptables-nft can read, in tables that it reads: the
+    /// worst first, of each kind the first up to [`MOST_ILLEGIBLE`]. Rules of base
+    /// chains that iptables does not have are none: a version that does not refuse
+    /// the table for such a chain skips it.
+    pub illegible: Vec<Illegible>,
+    /// Chains in which one rule repeats [`REPEATED`] times or more: the worst
+    /// first, up to [`MOST_FLOODS`].
+    pub floods: Vec<Flood>,
+}
+
+impl NftTable {
+    /// "ip filter".
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{} {}", self.family, self.name)
+    }
+
+    /// Whether iptables-nft reads it as one of its own: these five names of
+    /// IPv4 and IPv6 (xtables_ipv4, iptables/nft.c).
+    #[must_use]
+    pub fn is_of_iptables(&self) -> bool {
+        is_of_iptables(self.family, &self.name)
+    }
+}
+
+/// Whether iptables-nft reads a table of this name as one of its own.
+#[must_use]
+pub fn is_of_iptables(family: Family, table: &str) -> bool {
+    matches!(family, Family::Ip | Family::Ip6)
+        && matches!(table, "raw" | "mangle" | "filter" | "nat" | "security")
+}
+
+/// A chain that packets come to by a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseChain {
+    /// Its name.
+    pub name: String,
+    /// Its handle.
+    pub handle: u64,
+    /// "filter", "nat" or "route".
+    pub kind: String,
+    /// Its hook; none for one that is not known here.
+    pub hook: Option<ChainHook>,
+    /// Lower ones go first.
+    pub priority: i32,
+    /// What no rule decides is dropped.
+    pub drops: bool,
+    /// Rules in it.
+    pub rules: u32,
+}
+
+impl BaseChain {
+    /// Whether iptables-nft has a chain of this name, type, hook and priority in
+    /// the table (xtables_ipv4, iptables/nft.c).
+    #[must_use]
+    pub fn is_of_iptables(&self, table: &str) -> bool {
+        use ChainHook::{Forward, Input, Output, Postrouting, Prerouting};
+        let Some(hook) = self.hook else { return false };
+        let name = match hook {
+            Prerouting => "PREROUTING",
+            Input => "INPUT",
+            Forward => "FORWARD",
+            Output => "OUTPUT",
+            Postrouting => "POSTROUTING",
+            ChainHook::Ingress | ChainHook::Egress => return false,
+        };
+        let (kind, priority) = match (table, hook) {
+            ("filter", Input | Forward | Output) => ("filter", 0),
+            ("nat", Prerouting | Output) => ("nat", -100),
+            ("nat", Input | Postrouting) => ("nat", 100),
+            ("mangle", Output) => ("route", -150),
+            ("mangle", _) => ("filter", -150),
+            ("raw", Prerouting | Output) => ("filter", -300),
+            ("security", Input | Forward | Output) => ("filter", 50),
+            _ => return false,
+        };
+        self.name == name && self.kind == kind && self.priority == priority
+    }
+}
