@@ -34,23 +34,51 @@ pub(super) struct Question<'a> {
 /// Asks, and gives each message of the answer to `take`. Whether the answer is
 /// of one moment: a table that changes while it is dumped may have gaps.
 ///
-/// Each question has a socket of its own, so that nothing of an abandoned
-/// answer can be mistaken for part of it, and events cannot come in between.
+/// The question has a socket of its own, so that events cannot come in between.
+/// Who asks many at once has a [`Line`].
 ///
 /// # Errors
 /// When the kernel refuses, does not answer in time, or `take` cannot read it.
 pub(super) fn ask<E: Display>(
     question: Question<'_>,
     buffer: &mut [u8],
-    mut take: impl FnMut(Message<'_>) -> Result<(), E>,
+    take: impl FnMut(Message<'_>) -> Result<(), E>,
 ) -> Result<bool, SourceError> {
-    let failed = |source| SourceError::io(question.what, source);
-    let socket = open(question).map_err(failed)?;
-    let mut answer = Answer::default();
-    loop {
-        let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
-        if answer.digest(question.what, datagram, &mut take)? {
-            return Ok(!answer.interrupted);
+    Line::default().ask(question, buffer, take)
+}
+
+/// A socket that questions are asked on, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    /// None before the first question, and after one whose answer was not read to
+    /// its end: nothing of it can then be mistaken for part of the next.
+    socket: Option<(isize, Socket)>,
+}
+
+impl Line {
+    /// As [`ask`].
+    pub(super) fn ask<E: Display>(
+        &mut self,
+        question: Question<'_>,
+        buffer: &mut [u8],
+        mut take: impl FnMut(Message<'_>) -> Result<(), E>,
+    ) -> Result<bool, SourceError> {
+        let failed = |source| SourceError::io(question.what, source);
+        let kept = self.socket.take().filter(|(protocol, _)| *protocol == question.protocol);
+        let socket = match kept {
+            Some((_, socket)) => socket,
+            None => open(question.protocol).map_err(failed)?,
+        };
+        socket.send_to(&encode(question), &SocketAddr::new(0, 0), 0).map_err(failed)?;
+        let mut answer = Answer::default();
+        loop {
+            let datagram = wire::receive(&socket, buffer, 0).map_err(failed)?;
+            let outcome = answer.digest(question.what, datagram, &mut take);
+            if answer.ended {
+                self.socket = Some((question.protocol, socket));
+                return outcome.map(|_| !answer.interrupted);
+            }
+            outcome?;
         }
     }
 }
@@ -60,6 +88,8 @@ pub(super) fn ask<E: Display>(
 pub(super) struct Answer {
     /// The kernel saw the table change meanwhile.
     pub(super) interrupted: bool,
+    /// Its last message was read.
+    ended: bool,
 }
 
 impl Answer {
@@ -77,6 +107,7 @@ impl Answer {
                 // An error in the middle of a dump rides in its last message
                 // (netlink_dump_done, net/netlink/af_netlink.c).
                 NLMSG_DONE | NLMSG_ERROR => {
+                    self.ended = true;
                     let code = message.payload.first_chunk().copied().map(i32::from_ne_bytes);
                     refused(code.unwrap_or(0)).map_err(|source| SourceError::io(what, source))?;
                     return Ok(true);
@@ -97,14 +128,13 @@ fn refused(code: i32) -> io::Result<()> {
     if code < 0 { Err(io::Error::from_raw_os_error(code.saturating_neg())) } else { Ok(()) }
 }
 
-fn open(question: Question<'_>) -> io::Result<Socket> {
-    let mut socket = Socket::new(question.protocol)?;
+fn open(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
     // Spares the cached routes, which nobody here wants. Kernels before 4.20
     // do not know it and send them; they are told apart by their flag.
     let _ = socket.set_netlink_get_strict_chk(true);
-    socket.send_to(&encode(question), &SocketAddr::new(0, 0), 0)?;
     Ok(socket)
 }
 
@@ -134,6 +164,8 @@ pub(super) fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use netlink_sys::protocols::NETLINK_ROUTE;
     use overlaywatch_core::fact::Gap;
 
@@ -182,6 +214,34 @@ mod tests {
             Ok::<_, String>(())
         });
         assert_eq!((is_whole.unwrap(), count), (true, 1));
+    }
+
+    #[test]
+    fn a_line_is_kept_while_its_answers_are_read_to_the_end() {
+        let mut line = Line::default();
+        let mut buffer = wire::buffer();
+        let descriptor = |line: &Line| line.socket.as_ref().map(|(_, s)| s.as_raw_fd());
+        let count = |line: &mut Line, buffer: &mut [u8]| {
+            let mut links = 0;
+            let is_whole = line.ask(LINKS, buffer, |_| {
+                links += 1;
+                Ok::<_, String>(())
+            });
+            (is_whole.unwrap(), links)
+        };
+        let first = count(&mut line, &mut buffer);
+        let kept = descriptor(&line);
+        assert!(first.0 && first.1 > 0 && kept.is_some());
+        // A refusal is a whole answer.
+        let nonsense = Question { what: "dumping nonsense", kind: 250, body: &[0; 4], ..LINKS };
+        line.ask(nonsense, &mut buffer, never).unwrap_err();
+        assert_eq!(descriptor(&line), kept);
+        assert_eq!(count(&mut line, &mut buffer), first);
+        assert_eq!(descriptor(&line), kept);
+        // What is left of an answer is nobody's.
+        line.ask(LINKS, &mut buffer, |_| Err("odd")).unwrap_err();
+        assert_eq!(descriptor(&line), None);
+        assert_eq!(count(&mut line, &mut buffer), first);
     }
 
     fn message(kind: u16, flags: u16, code: i32) -> Vec<u8> {

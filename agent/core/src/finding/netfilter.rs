@@ -24,8 +24,17 @@ pub enum Filtered {
         matches: Matches,
         /// It answers with an error.
         rejects: bool,
-        /// What its counter said when the ruleset last changed.
+        /// What its counter said when it was last looked at.
         packets: Option<u64>,
+    },
+    /// That rule's counter grew.
+    Counted {
+        /// By so many packets.
+        packets: u64,
+        /// Within so many seconds.
+        seconds: u32,
+        /// Lost probes of the tunnel.
+        probes: u32,
     },
     /// A base chain that drops what no rule decides.
     ByPolicy {
@@ -138,7 +147,8 @@ impl Filtered {
                 // A policy is no rule and has none.
                 ("{handle}", "N".to_owned()),
             ],
-            Self::Refused { .. }
+            Self::Counted { .. }
+            | Self::Refused { .. }
             | Self::HostReads { .. }
             | Self::NoReader
             | Self::Backend { .. }
@@ -160,8 +170,13 @@ impl fmt::Display for Filtered {
                     hooks.join(", "),
                     at.handle
                 )?;
-                packets.map_or(Ok(()), |n| write!(f, ", {n} packets when the rules last changed"))
+                packets.map_or(Ok(()), |n| write!(f, ", {n} packets so far"))
             }
+            Self::Counted { packets, seconds, probes } => write!(
+                f,
+                "its counter grew by {packets} packets in {seconds} s, and {probes} probes of the \
+                 tunnel were lost"
+            ),
             Self::ByPolicy { table, chain, hook, rules } => write!(
                 f,
                 "chain {chain} of table {table} (hook {hook}) has the policy drop and {rules} rules"

@@ -1,17 +1,17 @@
 //! Netfilter's tables: what drops the overlay's packets now, and what will keep
 //! the network's own programs from working.
 
+mod counted;
+mod filtered;
 mod legibility;
 
 use super::live;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Filtered, Finding, Subject, Thing};
-use crate::kernel::{DropForm, DropSite, KernelCounts, PacketDrop};
+use crate::kernel::{DropSite, KernelCounts};
 use crate::ladder::{Hop, Segment};
-use crate::model::{
-    BaseChain, ChainHook, Encapsulation, Family, Netfilter, NftTable, Outer, Owner,
-};
+use crate::model::{BaseChain, ChainHook, Family, Netfilter, NftTable, Owner};
 
 /// All that is judged here.
 const CODES: [Code; 9] = [
@@ -25,15 +25,8 @@ const CODES: [Code; 9] = [
     Code::RulesFlood,
     Code::NftTableUnreadableBySome,
 ];
-/// Outer packets that netfilter dropped lately, below which nothing is said: a
-/// ruleset that is being replaced may cost one.
-const OUTER_DROPS: u64 = 2;
 /// Rules of one kind that one finding names.
 const MOST_NAMED: usize = 3;
-/// Hooks that outer packets pass on their way out.
-const OUTWARDS: [ChainHook; 3] = [ChainHook::Output, ChainHook::Postrouting, ChainHook::Egress];
-/// Those that they pass on their way in.
-const INWARDS: [ChainHook; 3] = [ChainHook::Ingress, ChainHook::Prerouting, ChainHook::Input];
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let (Some(netfilter), Some(tunnels)) =
@@ -46,10 +39,13 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     }
     match context.now.kernel.seen() {
         Some(counts) => {
-            filtered(context, netfilter, counts, verdicts);
+            filtered::judge(context, netfilter, counts, verdicts);
             forward_policy(context, netfilter, counts, verdicts);
         }
-        None => verdicts.blind(&[Code::EncapsulationFiltered, Code::ForwardPolicyDrop]),
+        None => {
+            counted::judge(context, netfilter, verdicts);
+            verdicts.blind(&[Code::ForwardPolicyDrop]);
+        }
     }
     // A tunnel of one's own making needs none of the programs that use iptables.
     if tunnels.iter().any(|tunnel| tunnel.owner != Owner::Unknown) {
@@ -84,113 +80,6 @@ fn is_of_netfilter(site: &DropSite) -> bool {
         (None, Some(function)) => function == "nft_do_chain" || function == "nf_hook_slow",
         (None, None) => false,
     }
-}
-
-/// What may have dropped a packet, and how well it fits: less is better.
-struct Suspect<'a> {
-    table: &'a NftTable,
-    chain: &'a str,
-    rank: u8,
-    evidence: Filtered,
-}
-
-/// Outer packets that netfilter drops here, by what drops them.
-fn filtered(
-    context: &Context<'_>,
-    netfilter: &Netfilter,
-    counts: &KernelCounts,
-    verdicts: &mut Verdicts,
-) {
-    let mut found: Vec<Finding> = Vec::new();
-    let drops = counts.drops.iter().filter(|drop| {
-        drop.form == DropForm::Outer && drop.lately >= OUTER_DROPS && is_of_netfilter(&drop.site)
-    });
-    for drop in drops {
-        let Some(suspect) = suspect(context, netfilter, drop) else { continue };
-        let (direction, hop) = if drop.outbound {
-            (Direction::Outbound, Segment { from: Hop::Encapsulated, to: Hop::LeftNic })
-        } else {
-            (Direction::Inbound, Segment { from: Hop::ReachedNic, to: Hop::Decapsulated })
-        };
-        let name = format!("{} {}", suspect.table.title(), suspect.chain);
-        let subject = thing(Thing::Chain, name);
-        let dropped =
-            Evidence::KernelDropped { here: true, site: drop.site.clone(), packets: drop.lately };
-        if let Some(known) = found.iter_mut().find(|known| known.subject == subject) {
-            if known.direction != Some(direction) {
-                (known.direction, known.hop) = (Some(Direction::Both), None);
-            }
-            if known.evidence.len() <= MOST_NAMED {
-                known.evidence.push(dropped);
-            }
-            continue;
-        }
-        found.push(Finding {
-            direction: Some(direction),
-            hop: Some(hop),
-            // A rule with conditions that are not read may mean other packets.
-            confidence: if suspect.rank == 0 { Confidence::Certain } else { Confidence::High },
-            ..finding(
-                Code::EncapsulationFiltered,
-                subject,
-                vec![Evidence::Netfilter(suspect.evidence), dropped],
-            )
-        });
-    }
-    found.into_iter().for_each(|finding| verdicts.add(finding));
-}
-
-/// The rule or policy that fits a drop best.
-fn suspect<'a>(
-    context: &Context<'_>,
-    netfilter: &'a Netfilter,
-    drop: &PacketDrop,
-) -> Option<Suspect<'a>> {
-    let peer = drop.peer?;
-    let (_, leads, _) = context.tunnelled_peers().find(|(known, leads, _)| {
-        let is_ipip = leads.encapsulation == Encapsulation::Ipip;
-        known.id == peer && is_ipip == (drop.ip_protocol == 4)
-    })?;
-    let (own, hooks) = (context.now.node.underlay, if drop.outbound { OUTWARDS } else { INWARDS });
-    let outer = Outer {
-        encapsulation: leads.encapsulation,
-        from: if drop.outbound { own } else { Some(peer.0) },
-        to: if drop.outbound { Some(peer.0) } else { own },
-        in_device: if drop.outbound { None } else { drop.site.device.as_deref() },
-    };
-    let sees = |table: &&NftTable| match table.family {
-        Family::Inet | Family::Netdev => true,
-        Family::Ip => peer.0.is_ipv4(),
-        Family::Ip6 => peer.0.is_ipv6(),
-        Family::Arp | Family::Bridge => false,
-    };
-    let tables = || netfilter.tables.iter().filter(sees);
-    let rules = tables().flat_map(|table| table.blockers.iter().map(move |rule| (table, rule)));
-    let rules = rules
-        .filter(|(_, rule)| rule.hooks.iter().any(|hook| hooks.contains(hook)))
-        .filter(|(_, rule)| rule.matches.may_meet(outer))
-        .map(|(table, rule)| Suspect {
-            table,
-            chain: &rule.at.chain,
-            rank: rule.matches.rank(),
-            evidence: Filtered::ByRule {
-                table: table.title(),
-                at: rule.at.clone(),
-                hooks: rule.hooks.clone(),
-                matches: rule.matches.clone(),
-                rejects: rule.rejects,
-                packets: rule.packets,
-            },
-        });
-    let policies = tables().flat_map(|table| {
-        let dropping = table.base.iter().filter(|base| base.drops);
-        dropping.filter_map(|base| {
-            let hook = base.hook.filter(|hook| hooks.contains(hook))?;
-            // As a rule that names nothing, at the end of the chain.
-            Some(Suspect { table, chain: &base.name, rank: 2, evidence: policy(table, base, hook) })
-        })
-    });
-    rules.chain(policies).min_by_key(|suspect| suspect.rank)
 }
 
 fn policy(table: &NftTable, base: &BaseChain, hook: ChainHook) -> Filtered {

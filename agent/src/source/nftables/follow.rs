@@ -7,7 +7,8 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use overlaywatch_core::model::{Committer, Family};
 
-use super::{NEW_GENERATION, SourceError, translate, wire};
+use super::dump::NEW_GENERATION;
+use super::{SourceError, translate, wire};
 use translate::SUBSYSTEM;
 
 /// `NFNLGRP_NFTABLES`.
@@ -129,10 +130,11 @@ fn digest(datagram: &[u8], touched: &mut Touched) -> Result<(), SourceError> {
         let table = translate::table_of(message.payload).map_err(|error| malformed(&error))?;
         let Some((family, table)) = table.filter(|_| !touched.all) else { continue };
         // Most messages of a transaction are about the same table.
-        let is_known =
-            touched.tables.last().is_some_and(|(f, t)| (*f, t.as_str()) == (family, table));
+        let is_known = touched.tables.last().is_some_and(|(f, t)| *f == family && *t == table);
         if !is_known {
-            touched.tables.insert((family, table.to_owned()));
+            // By a name that cannot be written the kernel cannot be asked.
+            touched.all |= !translate::is_exact(&table);
+            touched.tables.insert((family, table.into_owned()));
             touched.all |= touched.tables.len() > MOST_TABLES;
         }
     }
@@ -208,6 +210,15 @@ mod tests {
         let many: Vec<_> = (0..100).map(|n| about(6, &format!("t{n}"))).collect();
         let touched = told(&many);
         assert!(touched.all && touched.tables.len() == MOST_TABLES + 1);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_asked_for_by_name_is_read_with_all() {
+        let mut odd = about(6, "odd");
+        // Its last letter: header, family, the attribute's own header, "od".
+        odd[26] = 0xff;
+        let touched = told(&[odd]);
+        assert!(touched.all && !told(&[about(6, "odd")]).all);
     }
 
     #[test]

@@ -3,35 +3,29 @@
 //!
 //! Each tick asks for the generation, which costs a microsecond. Only when it
 //! changed are tables dumped again, and of these only the ones that the
-//! notifications of the change named.
+//! notifications of the change named. What rules count changes no generation: the
+//! counters of those few that are kept since they drop are asked for one by one.
 
+mod counters;
+mod dump;
 mod follow;
 mod legacy;
 pub mod translate;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use overlaywatch_core::assembly::{SourceId, Update};
-use overlaywatch_core::model::{Committer, Family, LegacyTable, Netfilter, NftTable};
+use overlaywatch_core::model::{Committer, LegacyTable, Netfilter};
+use overlaywatch_core::time::Mono;
 use tokio::sync::mpsc::Sender;
 
-use super::ask::{Question, ask, attribute};
+use super::ask::Line;
 use super::meter::{Closed, Run, disabled, metered, pause};
 use super::{Options, SourceError, wire};
 use crate::clock;
+use dump::{Tables, dump, generation};
 use follow::{Follower, Touched};
-use translate::{SUBSYSTEM, Summary};
 
-/// Message types (enum nf_tables_msg_types).
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
-const GET_RULE: u16 = SUBSYSTEM | 7;
-const NEW_GENERATION: u16 = SUBSYSTEM | 15;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
-/// `NFPROTO_UNSPEC`: tables of all families.
-const ANY_FAMILY: u8 = 0;
 /// Dumps in a row that a change may spoil before there is a pause.
 const ATTEMPTS: u32 = 3;
 /// The longest pause while a controller commits without pause.
@@ -44,11 +38,6 @@ const SHARE: u32 = 25;
 const LEGACY_EVERY: u32 = 10;
 /// More changed tables than this are read by one dump of all.
 const MOST_SINGLE_DUMPS: usize = 4;
-
-/// More rules than these are read chain by chain. The kernel finds the place in a
-/// dump where it stopped by counting from its beginning, for each 32 KiB anew, so
-/// what a whole table takes grows with the square of its rules.
-const MOST_AT_ONCE: u64 = 10_000;
 
 /// Follows the ruleset until nobody listens any more.
 ///
@@ -89,7 +78,12 @@ pub struct Reader {
     follower: Option<Follower>,
     /// What changed since the last good dump.
     touched: Touched,
-    tables: BTreeMap<(Family, String), NftTable>,
+    tables: Tables,
+    /// All questions go by it.
+    line: Line,
+    /// When the counters of rules were looked at, and when they are again.
+    counted: Mono,
+    count_after: Mono,
     /// None while they are hidden.
     legacy: Option<Vec<LegacyTable>>,
     legacy_age: u32,
@@ -127,7 +121,7 @@ impl Reader {
             self.legacy = legacy::tables()?;
         }
         self.legacy_age = (self.legacy_age + 1) % LEGACY_EVERY;
-        let id = generation()?;
+        let id = generation(&mut self.line)?;
         let is_told = id == self.generation || self.touched.generation == Some(id);
         // The number is there a moment before its notifications
         // (nf_tables_commit, net/netfilter/nf_tables_api.c).
@@ -140,7 +134,21 @@ impl Reader {
             let legacy = (!told.legacy_is_hidden).then_some(&told.legacy);
             legacy != self.legacy.as_ref()
         });
-        Ok(is_new || self.is_stale || self.touched.all || !self.touched.tables.is_empty())
+        let has_grown = self.recount()?;
+        let is_touched = self.touched.all || !self.touched.tables.is_empty();
+        Ok(is_new || has_grown || self.is_stale || is_touched)
+    }
+
+    /// Looks at the counters of rules that drop, now and then; whether one grew.
+    fn recount(&mut self) -> Result<bool, SourceError> {
+        let at = clock::mono();
+        if at < self.count_after {
+            return Ok(false);
+        }
+        let has_grown = counters::recount(&mut self.tables, &mut self.line, self.counted, at)?;
+        self.counted = at;
+        self.count_after = counters::next(at, clock::mono());
+        Ok(has_grown)
     }
 
     /// The ruleset as it is now.
@@ -170,8 +178,8 @@ impl Reader {
     /// Dumps until no change spoils it.
     fn read_whole(&mut self) -> Result<(), SourceError> {
         for _ in 0..ATTEMPTS {
-            let before = generation()?;
-            if self.refresh()? && generation()? == before {
+            let before = generation(&mut self.line)?;
+            if self.refresh()? && generation(&mut self.line)? == before {
                 self.generation = before;
                 return Ok(());
             }
@@ -188,118 +196,35 @@ impl Reader {
         let mut buffer = wire::buffer();
         if self.touched.all || self.touched.tables.len() > MOST_SINGLE_DUMPS {
             self.touched.all = true;
-            let (tables, whole) = dump(None, &mut buffer)?;
+            let (tables, whole) = dump(&mut self.line, None, &mut buffer)?;
             if whole {
-                self.tables = tables;
+                let before = std::mem::take(&mut self.tables);
+                self.take(tables, &before);
             }
             return Ok(whole);
         }
         for one in self.touched.tables.clone() {
-            let (tables, whole) = dump(Some((one.0, &one.1)), &mut buffer)?;
+            let (tables, whole) = dump(&mut self.line, Some((one.0, &one.1)), &mut buffer)?;
             if !whole {
                 return Ok(false);
             }
             // Without an answer it is gone.
-            self.tables.remove(&one);
-            self.tables.extend(tables);
+            let before = self.tables.remove_entry(&one).into_iter().collect();
+            self.take(tables, &before);
         }
         Ok(true)
     }
-}
 
-/// The number of the ruleset's latest transaction.
-fn generation() -> Result<u32, SourceError> {
-    let mut id = None;
-    // Two short messages, the answer and the acknowledgement.
-    let mut buffer = [0; 512];
-    let question = Question {
-        what: "asking nftables for its generation",
-        protocol: NETLINK_NETFILTER,
-        kind: GET_GENERATION,
-        is_dump: false,
-        body: &header(ANY_FAMILY),
-    };
-    ask(question, &mut buffer, |message| {
-        if message.kind == NEW_GENERATION {
-            id = Some(translate::generation(message.payload)?.id);
-        }
-        Ok::<_, translate::Malformed>(())
-    })?;
-    id.ok_or_else(|| SourceError::Malformed {
-        what: question.what.to_owned(),
-        reason: "an answer without a generation".to_owned(),
-    })
-}
-
-/// `struct nfgenmsg`: family, version, resource.
-const fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
-}
-
-type Tables = BTreeMap<(Family, String), NftTable>;
-
-/// Sums up one table or all; whether nothing changed meanwhile.
-fn dump(only: Option<(Family, &str)>, buffer: &mut [u8]) -> Result<(Tables, bool), SourceError> {
-    let family = only.map_or(ANY_FAMILY, |(family, _)| family.number());
-    let is_asked = |family: Family, table: &str| only.is_none_or(|only| only == (family, table));
-    let plain = header(family);
-    let mut summary = Summary::default();
-    let question = |what, kind| Question {
-        what,
-        protocol: NETLINK_NETFILTER,
-        kind,
-        is_dump: true,
-        body: &plain,
-    };
-    let mut whole = ask(question("dumping nftables' tables", GET_TABLE), buffer, |message| {
-        if let Some(table) = translate::table(message.payload)?
-            && is_asked(table.family, table.name)
-        {
-            summary.table(&table);
-        }
-        Ok::<_, translate::Malformed>(())
-    })?;
-    let mut uses = 0_u64;
-    let mut chains = Vec::new();
-    whole &= ask(question("dumping nftables' chains", GET_CHAIN), buffer, |message| {
-        if let Some(chain) = translate::chain(message.payload)?
-            && is_asked(chain.family, chain.table)
-        {
-            summary.chain(&chain);
-            uses = uses.saturating_add(chain.uses.into());
-            if chain.uses > 0 {
-                chains.push((chain.family, chain.table.to_owned(), chain.name.to_owned()));
+    /// Takes tables that were read in place of those before.
+    fn take(&mut self, tables: Tables, before: &Tables) {
+        let at = clock::mono();
+        self.tables.extend(tables.into_iter().map(|(key, mut table)| {
+            if let Some(before) = before.get(&key) {
+                table.count_on(before, self.counted, at);
             }
-        }
-        Ok::<_, translate::Malformed>(())
-    })?;
-    let mut rules = |family: u8, names: &[&str]| -> Result<bool, SourceError> {
-        let mut body = header(family).to_vec();
-        // NFTA_RULE_TABLE and NFTA_RULE_CHAIN, 1 and 2: the kernel then looks at
-        // no other (nf_tables_dump_rules, net/netfilter/nf_tables_api.c).
-        for (kind, name) in (1..).zip(names) {
-            attribute(&mut body, kind, &[name.as_bytes(), b"\0"].concat());
-        }
-        let rules = Question { body: &body, ..question("dumping nftables' rules", GET_RULE) };
-        ask(rules, buffer, |message| {
-            if let Some(rule) = translate::rule(message.payload)?
-                && is_asked(rule.family, rule.table)
-            {
-                summary.rule(rule);
-            }
-            Ok::<_, translate::Malformed>(())
-        })
-    };
-    if uses > MOST_AT_ONCE {
-        for (family, table, chain) in &chains {
-            whole &= rules(family.number(), &[table, chain])?;
-        }
-    } else {
-        let table: Vec<&str> = only.iter().map(|(_, table)| *table).collect();
-        whole &= rules(family, &table)?;
+            (key, table)
+        }));
     }
-    let tables = summary.finish().into_iter();
-    Ok((tables.map(|table| ((table.family, table.name.clone()), table)).collect(), whole))
 }
 
 #[cfg(test)]

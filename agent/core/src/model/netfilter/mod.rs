@@ -17,7 +17,7 @@ use crate::time::{Mono, SECOND};
 pub use controller::{Controller, Programmed};
 pub use hook::{ChainHook, Family};
 pub use matches::{Matches, Outer};
-pub use rule::{Blocker, Flood, Illegible, Readers, RuleAt, SKIPS_FOREIGN_CHAINS};
+pub use rule::{Blocker, Flood, Growth, Illegible, Readers, RuleAt, SKIPS_FOREIGN_CHAINS};
 pub use table::{
     BaseChain, MOST_BASE_CHAINS, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, NftTable, REPEATED,
     is_of_iptables,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ChainHook, Matches};
 use crate::model::ToolVersion;
+use crate::time::Mono;
 
 /// Where a rule is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,9 +27,36 @@ pub struct Blocker {
     /// Which packets: its own conditions, and those of the jump that leads to it
     /// where there is but one.
     pub matches: Matches,
-    /// Packets that it took so far, as its counter said when the ruleset last
-    /// changed; none without a counter.
+    /// Packets that it took so far, as its counter said when it was last looked
+    /// at; none without a counter that counts what it takes and nothing else.
     pub packets: Option<u64>,
+    /// How that grew when it last did; none while it stands still.
+    #[serde(default)]
+    pub growth: Option<Growth>,
+}
+
+/// How a counter grew from one look at it to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// Packets that came.
+    pub packets: u64,
+    /// When it was looked at before.
+    pub since: Mono,
+    /// When it was looked at.
+    pub at: Mono,
+}
+
+impl Blocker {
+    /// Takes what its counter says now, after a look at `since`; whether it grew.
+    /// One that was set to zero begins anew.
+    pub fn count(&mut self, packets: u64, since: Mono, at: Mono) -> bool {
+        let before = self.packets.replace(packets);
+        let came = before.map_or(0, |before| packets.saturating_sub(before));
+        if came > 0 {
+            self.growth = Some(Growth { packets: came, since, at });
+        }
+        came > 0
+    }
 }
 
 /// A rule that not every iptables-nft can read.

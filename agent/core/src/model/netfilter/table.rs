@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::Mono;
+
 use super::{Blocker, ChainHook, Family, Flood, Illegible, Programmed};
 
 /// Base chains that are kept of one table.
@@ -53,6 +55,20 @@ impl NftTable {
     #[must_use]
     pub fn title(&self) -> String {
         format!("{} {}", self.family, self.name)
+    }
+
+    /// Goes on with what the counters of its rules said `before`, at `since`: to read
+    /// a table is to look at them.
+    pub fn count_on(&mut self, before: &Self, since: Mono, at: Mono) {
+        for blocker in &mut self.blockers {
+            let same = |old: &&Blocker| old.at == blocker.at;
+            if let Some(packets) = blocker.packets
+                && let Some(old) = before.blockers.iter().find(same)
+            {
+                (blocker.packets, blocker.growth) = (old.packets, old.growth);
+                blocker.count(packets, since, at);
+            }
+        }
     }
 
     /// Whether iptables-nft reads it as one of its own: these five names of
@@ -115,5 +131,55 @@ impl BaseChain {
             _ => return false,
         };
         self.name == name && self.kind == kind && self.priority == priority
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Growth, Matches, RuleAt};
+    use super::*;
+
+    fn blocker(handle: u64, packets: Option<u64>) -> Blocker {
+        let at = RuleAt { chain: "IN".to_owned(), handle };
+        let hooks = vec![ChainHook::Input];
+        let matches = Matches::default();
+        Blocker { at, rejects: false, hooks, matches, packets, growth: None }
+    }
+
+    fn holding(blockers: Vec<Blocker>) -> NftTable {
+        NftTable {
+            family: Family::Ip,
+            name: "filter".to_owned(),
+            handle: 1,
+            owner: None,
+            chains: 1,
+            rules: 1,
+            base: Vec::new(),
+            programmed: Vec::new(),
+            blockers,
+            illegible: Vec::new(),
+            floods: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn counters_go_on_across_a_change_of_their_table() {
+        let mut before = holding(vec![blocker(3, Some(10)), blocker(4, Some(7))]);
+        assert!(!before.blockers[0].count(10, Mono(1), Mono(2)), "it stands still");
+        assert_eq!(before.blockers[0].growth, None);
+        let more = vec![blocker(3, Some(12)), blocker(4, Some(7)), blocker(5, Some(99))];
+        let mut after = holding(more);
+        after.count_on(&before, Mono(2), Mono(6));
+        let growth = |table: &NftTable| table.blockers.iter().map(|b| b.growth).collect::<Vec<_>>();
+        let grown = Some(Growth { packets: 2, since: Mono(2), at: Mono(6) });
+        // Nobody knows what a new rule counted before.
+        assert_eq!(growth(&after), [grown, None, None]);
+        let mut last = holding(vec![blocker(3, Some(12)), blocker(4, None)]);
+        last.count_on(&after, Mono(6), Mono(9));
+        assert_eq!(growth(&last), [grown, None]);
+        // iptables -Z
+        assert!(!last.blockers[0].count(1, Mono(9), Mono(12)));
+        assert!(last.blockers[0].count(4, Mono(12), Mono(15)));
+        assert_eq!(last.blockers[0].growth.unwrap().packets, 3);
     }
 }

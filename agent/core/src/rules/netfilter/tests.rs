@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::*;
 use crate::delta::Delta;
 use crate::fact::Fact;
-use crate::kernel::Traffic;
+use crate::kernel::{DropForm, PacketDrop, Traffic};
 use crate::model::{
-    Blocker, Committer, Controller, Flood, Flushed, IfIndex, Illegible, LegacyTable, Link,
+    Blocker, Committer, Controller, Encapsulation, Flood, Flushed, IfIndex, Illegible, LegacyTable, Link,
     LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers, RuleAt,
     ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
 };
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
 
-const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
-const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
+pub(super) const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
+pub(super) const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
 
 pub(super) fn fact<T>(value: T) -> Fact<Arc<T>> {
     Fact::Seen { value: Arc::new(value), at: Mono(1) }
@@ -106,10 +106,11 @@ pub(super) fn at(chain: &str) -> RuleAt {
     RuleAt { chain: chain.to_owned(), handle: 12 }
 }
 
-fn blocker(hook: ChainHook, port: u16) -> Blocker {
+pub(super) fn blocker(hook: ChainHook, port: u16) -> Blocker {
     let matches =
         Matches { protocol: Some(17), to_ports: Some((port, port)), ..Matches::default() };
-    Blocker { at: at("X"), rejects: false, hooks: vec![hook], matches, packets: Some(3) }
+    let (hooks, packets) = (vec![hook], Some(3));
+    Blocker { at: at("X"), rejects: false, hooks, matches, packets, growth: None }
 }
 
 pub(super) fn base(name: &str, hook: ChainHook, drops: bool) -> BaseChain {

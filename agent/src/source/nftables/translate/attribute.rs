@@ -1,6 +1,8 @@
 //! Netlink attributes (`struct nlattr`, linux/netlink.h), whose numbers nftables
 //! writes in network order.
 
+use std::borrow::Cow;
+
 use super::Malformed;
 
 /// The type without `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
@@ -49,9 +51,16 @@ pub(super) fn be64(value: &[u8]) -> Result<u64, Malformed> {
     Ok(u64::from_be_bytes(*bytes))
 }
 
-/// A name: the kernel's have no other than printable characters, but it takes any.
-pub(super) fn text(value: &[u8]) -> Result<&str, Malformed> {
+/// A name. The kernel takes any bytes as one: what is no UTF-8 in it reads as
+/// U+FFFD, so that a stranger's odd table blinds nobody.
+pub(super) fn text(value: &[u8]) -> Cow<'_, str> {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(value.get(..end).unwrap_or_default())
+}
+
+/// A word that the kernel's own modules have made: the name of an expression.
+pub(super) fn word(value: &[u8]) -> Result<&str, Malformed> {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     let bytes = value.get(..end).unwrap_or_default();
-    std::str::from_utf8(bytes).map_err(|_| Malformed("a name that is not UTF-8"))
+    std::str::from_utf8(bytes).map_err(|_| Malformed("an expression's name that is not UTF-8"))
 }

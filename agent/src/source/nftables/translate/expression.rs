@@ -1,6 +1,7 @@
 //! A rule's expressions (`struct nft_expr`): what it matches, what it does, and
 //! who can read it.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use overlaywatch_core::model::{Family, Matches, Readers, is_of_iptables};
 
 use super::Malformed;
-use super::attribute::{Attributes, be32, be64, text};
+use super::attribute::{Attributes, be32, be64, text, word};
 
 /// Registers: the verdict's is 0, the data's are 1 to 4 and, in smaller parts of
 /// the same, 8 to 23 (enum nft_registers).
@@ -20,16 +21,17 @@ pub struct Rule<'a> {
     /// Its table's family.
     pub family: Family,
     /// Its table.
-    pub table: &'a str,
+    pub table: Cow<'a, str>,
     /// Its chain.
-    pub chain: &'a str,
+    pub chain: Cow<'a, str>,
     /// Its handle.
     pub handle: u64,
     /// Which packets it is about.
     pub matches: Matches,
     /// What it does with them.
     pub verdict: Verdict<'a>,
-    /// Packets that its counter counted.
+    /// Packets that its counter counted; none where a condition comes after the
+    /// counter, which then counts others, too.
     pub packets: Option<u64>,
     /// Who can read it, and the first expression that others cannot: in tables of
     /// iptables-nft only; none when everybody can.
@@ -39,7 +41,7 @@ pub struct Rule<'a> {
 }
 
 /// What becomes of a packet that a rule matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// The next rule sees it, or this one's verdict is not a fixed one.
     Continue,
@@ -50,7 +52,7 @@ pub enum Verdict<'a> {
     /// It is dropped and answered with an error.
     Reject,
     /// Another chain sees it.
-    Jump(&'a str),
+    Jump(Cow<'a, str>),
 }
 
 /// What a register holds.
@@ -86,8 +88,8 @@ impl Rule<'_> {
 
 pub(super) fn read<'a>(
     family: Family,
-    table: &'a str,
-    chain: &'a str,
+    table: Cow<'a, str>,
+    chain: Cow<'a, str>,
     handle: u64,
     expressions: &'a [u8],
 ) -> Result<Rule<'a>, Malformed> {
@@ -102,7 +104,7 @@ pub(super) fn read<'a>(
         illegible: None,
         digest: 0,
     };
-    let judges = is_of_iptables(family, table);
+    let judges = is_of_iptables(family, &rule.table);
     let mut held = [Held::Other; REGISTERS];
     let mut hasher = Fnv::default();
     for element in Attributes::of(expressions) {
@@ -110,7 +112,7 @@ pub(super) fn read<'a>(
         for attribute in Attributes::of(element?.1) {
             let (kind, value) = attribute?;
             match kind {
-                1 => name = text(value)?,
+                1 => name = word(value)?,
                 2 => data = value,
                 _ => {}
             }
@@ -141,8 +143,14 @@ fn take<'a>(
         "payload" => load(held, Some(data), payload(data)?),
         "meta" => load(held, Some(data), meta(data)?),
         "bitwise" => bitwise(held, data),
-        "cmp" => compare(&mut rule.matches, held, data),
-        "range" => range(&mut rule.matches, held, data),
+        "cmp" => {
+            rule.packets = None;
+            compare(&mut rule.matches, held, data)
+        }
+        "range" => {
+            rule.packets = None;
+            range(&mut rule.matches, held, data)
+        }
         "immediate" => immediate(rule, data),
         "reject" => {
             rule.verdict = Verdict::Reject;
@@ -156,11 +164,14 @@ fn take<'a>(
             }
             Ok(())
         }
-        "match" => xt_match(&mut rule.matches, data),
+        "match" => {
+            rule.packets = None;
+            xt_match(&mut rule.matches, data)
+        }
         "target" => {
             for attribute in Attributes::of(data) {
                 if let (1, value) = attribute?
-                    && text(value)? == "REJECT"
+                    && word(value)? == "REJECT"
                 {
                     rule.verdict = Verdict::Reject;
                 }
@@ -175,6 +186,7 @@ fn take<'a>(
         | "fib" | "xfrm" | "inner" => load(held, Some(data), Held::Other),
         // lookup, limit, quota, connlimit, dynset, and what newer kernels have.
         _ => {
+            rule.packets = None;
             rule.matches.more = true;
             Ok(())
         }
@@ -387,7 +399,7 @@ fn immediate<'a>(rule: &mut Rule<'a>, data: &'a [u8]) -> Result<(), Malformed> {
                 let (kind, value) = attribute?;
                 match kind {
                     1 => code = Some(be32(value)?.cast_signed()),
-                    2 => chain = Some(text(value)?),
+                    2 => chain = Some(text(value)),
                     _ => {}
                 }
             }
@@ -409,7 +421,7 @@ fn xt_match(matches: &mut Matches, data: &[u8]) -> Result<(), Malformed> {
     for attribute in Attributes::of(data) {
         let (kind, value) = attribute?;
         match kind {
-            1 => name = text(value)?,
+            1 => name = word(value)?,
             3 => info = value,
             _ => {}
         }

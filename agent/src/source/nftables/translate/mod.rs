@@ -8,9 +8,11 @@ mod attribute;
 mod expression;
 mod summary;
 
+use std::borrow::Cow;
+
 use overlaywatch_core::model::{ChainHook, Committer, Family};
 
-use attribute::{Attributes, be32, be64, text};
+use attribute::{Attributes, be32, be64, text, word};
 
 pub use expression::{Rule, Verdict};
 pub use summary::Summary;
@@ -43,7 +45,7 @@ pub struct Table<'a> {
     /// Its family.
     pub family: Family,
     /// Its name.
-    pub name: &'a str,
+    pub name: Cow<'a, str>,
     /// Its handle.
     pub handle: u64,
     /// The netlink port of the program that alone may change it.
@@ -56,9 +58,9 @@ pub struct Chain<'a> {
     /// Its table's family.
     pub family: Family,
     /// Its table.
-    pub table: &'a str,
+    pub table: Cow<'a, str>,
     /// Its name.
-    pub name: &'a str,
+    pub name: Cow<'a, str>,
     /// Its handle.
     pub handle: u64,
     /// Its rules, and the jumps to it.
@@ -78,6 +80,11 @@ pub struct Base<'a> {
     pub priority: i32,
     /// Its policy is to drop.
     pub drops: bool,
+}
+
+/// Whether a name was read as it is, so that the kernel can be asked by it.
+pub(super) fn is_exact(name: &str) -> bool {
+    !name.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// The family of a message, and its attributes; none for a family that
@@ -103,12 +110,12 @@ pub fn generation(payload: &[u8]) -> Result<Generation, Malformed> {
         match kind {
             1 => id = Some(be32(value)?),
             2 => pid = Some(be32(value)?),
-            3 => name = Some(text(value)?),
+            3 => name = Some(text(value)),
             _ => {}
         }
     }
     let id = id.ok_or(Malformed("a generation without a number"))?;
-    let by = pid.zip(name).map(|(pid, name)| Committer { pid, name: name.to_owned() });
+    let by = pid.zip(name).map(|(pid, name)| Committer { pid, name: name.into_owned() });
     Ok(Generation { id, by })
 }
 
@@ -117,12 +124,12 @@ pub fn generation(payload: &[u8]) -> Result<Generation, Malformed> {
 ///
 /// # Errors
 /// When the payload cannot be the kernel's.
-pub fn table_of(payload: &[u8]) -> Result<Option<(Family, &str)>, Malformed> {
+pub fn table_of(payload: &[u8]) -> Result<Option<(Family, Cow<'_, str>)>, Malformed> {
     let Some((family, attributes)) = open(payload)? else { return Ok(None) };
     for attribute in attributes {
         let (kind, value) = attribute?;
         if kind == 1 {
-            return Ok(Some((family, text(value)?)));
+            return Ok(Some((family, text(value))));
         }
     }
     Ok(None)
@@ -138,7 +145,7 @@ pub fn table(payload: &[u8]) -> Result<Option<Table<'_>>, Malformed> {
     for attribute in attributes {
         let (kind, value) = attribute?;
         match kind {
-            1 => name = Some(text(value)?),
+            1 => name = Some(text(value)),
             2 => flags = be32(value)?,
             4 => handle = be64(value)?,
             7 => owner = Some(be32(value)?),
@@ -161,14 +168,14 @@ pub fn chain(payload: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
     for attribute in attributes {
         let (kind, value) = attribute?;
         match kind {
-            1 => table = Some(text(value)?),
+            1 => table = Some(text(value)),
             2 => handle = be64(value)?,
-            3 => name = Some(text(value)?),
+            3 => name = Some(text(value)),
             4 => hooked = Some(hook(value)?),
             // NF_DROP is 0, NF_ACCEPT 1.
             5 => drops = be32(value)? == 0,
             6 => uses = be32(value)?,
-            7 => kind_of = text(value)?,
+            7 => kind_of = word(value)?,
             _ => {}
         }
     }
@@ -208,8 +215,8 @@ pub fn rule(payload: &[u8]) -> Result<Option<Rule<'_>>, Malformed> {
     for attribute in attributes {
         let (kind, value) = attribute?;
         match kind {
-            1 => table = Some(text(value)?),
-            2 => chain = Some(text(value)?),
+            1 => table = Some(text(value)),
+            2 => chain = Some(text(value)),
             3 => handle = be64(value)?,
             4 => expressions = value,
             // NFTA_RULE_USERDATA: the kernel keeps it for whoever made the rule.

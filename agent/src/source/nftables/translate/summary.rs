@@ -58,7 +58,7 @@ impl Summary {
         }
         let empty = NftTable {
             family: table.family,
-            name: table.name.to_owned(),
+            name: table.name.to_string(),
             handle: table.handle,
             owner: table.owner,
             chains: 0,
@@ -69,7 +69,7 @@ impl Summary {
             illegible: Vec::new(),
             floods: Vec::new(),
         };
-        self.tables.insert((table.family, table.name.to_owned()), Draft::of(empty));
+        self.tables.insert((table.family, table.name.to_string()), Draft::of(empty));
     }
 
     fn draft(&mut self, family: Family, table: &str) -> Option<&mut Draft> {
@@ -78,9 +78,9 @@ impl Summary {
 
     /// Takes a chain, of a table that was taken.
     pub fn chain(&mut self, chain: &Chain<'_>) {
-        let Some(draft) = self.draft(chain.family, chain.table) else { return };
+        let Some(draft) = self.draft(chain.family, &chain.table) else { return };
         draft.table.chains = draft.table.chains.saturating_add(1);
-        if let Some(by) = draft.owner_of(chain.name) {
+        if let Some(by) = draft.owner_of(&chain.name) {
             let programmed = draft.programmed(by);
             programmed.chains = programmed.chains.saturating_add(1);
         }
@@ -88,7 +88,7 @@ impl Summary {
             && draft.table.base.len() < MOST_BASE_CHAINS
         {
             draft.table.base.push(BaseChain {
-                name: chain.name.to_owned(),
+                name: chain.name.to_string(),
                 handle: chain.handle,
                 kind: base.kind.to_owned(),
                 hook: base.hook,
@@ -102,7 +102,7 @@ impl Summary {
     /// Takes a rule, of a chain that was taken. A chain's rules come one after
     /// the other.
     pub fn rule(&mut self, rule: Rule<'_>) {
-        if let Some(draft) = self.draft(rule.family, rule.table) {
+        if let Some(draft) = self.draft(rule.family, &rule.table) {
             draft.rule(rule);
         }
     }
@@ -143,9 +143,10 @@ impl Draft {
     fn rule(&mut self, rule: Rule<'_>) {
         if rule.chain != self.current {
             self.end_chain();
-            rule.chain.clone_into(&mut self.current);
-            self.owner = self.owner_of(rule.chain);
-            self.anchor = Controller::is_anchor(rule.chain);
+            self.current.clear();
+            self.current.push_str(&rule.chain);
+            self.owner = self.owner_of(&rule.chain);
+            self.anchor = Controller::is_anchor(&rule.chain);
             let base = self.table.base.iter().find(|base| base.name == rule.chain);
             self.is_foreign = base.is_some_and(|base| !base.is_of_iptables(&self.table.name));
         }
@@ -161,7 +162,7 @@ impl Draft {
             programmed.anchored = programmed.anchored.saturating_add(anchored);
             programmed.denials = programmed.denials.saturating_add(denials);
         }
-        let at = || RuleAt { chain: rule.chain.to_owned(), handle: rule.handle };
+        let at = || RuleAt { chain: rule.chain.to_string(), handle: rule.handle };
         // The chain itself says who reads it.
         if let Some((readers, expression)) = rule.illegible.filter(|_| !self.is_foreign) {
             let expression = expression.to_owned();
@@ -169,23 +170,24 @@ impl Draft {
         }
         match rule.verdict {
             Verdict::Jump(to) => {
-                let lead = self.leads.entry(to.to_owned()).or_default();
+                let lead = self.leads.entry(to.into_owned()).or_default();
                 if lead.jumps == 0 {
                     lead.matches = rule.matches;
                 }
                 lead.jumps = lead.jumps.saturating_add(1);
-                let known = lead.from.last().is_some_and(|last| last == rule.chain);
+                let known = lead.from.last().is_some_and(|last| *last == rule.chain);
                 if !known && lead.from.len() < MOST_LEADS {
-                    lead.from.push(rule.chain.to_owned());
+                    lead.from.push(rule.chain.into_owned());
                 }
             }
-            Verdict::Drop | Verdict::Reject if rule.matches.may_be_outer() => {
+            ref verdict @ (Verdict::Drop | Verdict::Reject) if rule.matches.may_be_outer() => {
                 let blocker = Blocker {
                     at: at(),
-                    rejects: rule.verdict == Verdict::Reject,
+                    rejects: *verdict == Verdict::Reject,
                     hooks: Vec::new(),
                     matches: rule.matches,
                     packets: rule.packets,
+                    growth: None,
                 };
                 self.table.blockers.push(blocker);
                 if self.table.blockers.len() >= 2 * MOST_CANDIDATES {

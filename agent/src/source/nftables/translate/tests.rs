@@ -54,12 +54,19 @@ fn message(table: &str, chain: &str, handle: u64, expressions: &[Vec<u8>]) -> Ve
 }
 
 fn filter() -> Table<'static> {
-    Table { family: Family::Ip, name: "filter", handle: 1, owner: None }
+    Table { family: Family::Ip, name: "filter".into(), handle: 1, owner: None }
 }
 
 fn base(name: &'static str, hook: ChainHook) -> Chain<'static> {
     let base = Base { kind: "filter", hook: Some(hook), priority: 0, drops: false };
-    Chain { family: Family::Ip, table: "filter", name, handle: 2, uses: 1, base: Some(base) }
+    Chain {
+        family: Family::Ip,
+        table: "filter".into(),
+        name: name.into(),
+        handle: 2,
+        uses: 1,
+        base: Some(base),
+    }
 }
 
 fn plain(name: &'static str) -> Chain<'static> {
@@ -86,11 +93,47 @@ fn a_drop_of_vxlan_is_read_whole() {
     let expressions = [meta, is_udp, load, is_port, counter(7), verdict(0, "")];
     let message = message("filter", "OUTPUT", 12, &expressions);
     let rule = rule(&message).unwrap().unwrap();
-    assert_eq!((rule.table, rule.chain, rule.handle), ("filter", "OUTPUT", 12));
+    assert_eq!((&*rule.table, &*rule.chain, rule.handle), ("filter", "OUTPUT", 12));
     let matches =
         Matches { protocol: Some(17), to_ports: Some((8472, 8472)), ..Matches::default() };
     assert_eq!((rule.matches, rule.verdict, rule.packets), (matches, Verdict::Drop, Some(7)));
     assert_eq!(rule.illegible, None);
+}
+
+#[test]
+fn a_counter_before_a_condition_counts_other_packets_too() {
+    let counted = |expressions: &[Vec<u8>]| {
+        rule(&message("odd", "OUTPUT", 1, expressions)).unwrap().unwrap().packets
+    };
+    let [load, is] = port(2, 0, 8472);
+    let dropped = verdict(0, "");
+    let after = [load.clone(), is.clone(), counter(7), dropped.clone()];
+    assert_eq!(counted(&after), Some(7));
+    assert_eq!(counted(&[counter(7), load, is, dropped.clone()]), None);
+    let lookup = expression("lookup", &[]);
+    assert_eq!(counted(&[counter(7), lookup, dropped.clone()]), None);
+    let logged = [counter(7), expression("log", &[]), dropped];
+    assert_eq!(counted(&logged), Some(7));
+}
+
+#[test]
+fn names_that_are_no_text_blind_nobody() {
+    let odd = |kind| attribute(kind, b"a\xff\0");
+    let header = vec![2, 0, 0, 0];
+    let bytes = [header.clone(), odd(1), attribute(4, &9_u64.to_be_bytes())].concat();
+    let table = table(&bytes).unwrap().unwrap();
+    assert_eq!((&*table.name, table.handle), ("a\u{fffd}", 9));
+    assert!(!is_exact(&table.name) && is_exact("filter"));
+    let bytes = [header.clone(), odd(1), odd(3)].concat();
+    let chain = chain(&bytes).unwrap().unwrap();
+    assert_eq!((&*chain.table, &*chain.name), ("a\u{fffd}", "a\u{fffd}"));
+    let jump = [number(1, (-3_i32).cast_unsigned()), odd(2)].concat();
+    let jump = expression("immediate", &[number(1, 0), attribute(2, &attribute(2, &jump))]);
+    let bytes = [header, odd(1), odd(2), attribute(4, &jump)].concat();
+    let rule = rule(&bytes).unwrap().unwrap();
+    assert_eq!(rule.verdict, Verdict::Jump("a\u{fffd}".into()));
+    let by = [vec![0; 4], number(1, 9), number(2, 77), odd(3)].concat();
+    assert_eq!(generation(&by).unwrap().by.unwrap().name, "a\u{fffd}");
 }
 
 #[test]
@@ -211,7 +254,7 @@ fn what_controllers_deny_is_counted_where_it_is_forwarded_too() {
     );
     // In a table of its own all chains are the controller's.
     let mut summary = Summary::default();
-    summary.table(&Table { name: "calico", ..filter() });
+    summary.table(&Table { name: "calico".into(), ..filter() });
     let own = message("calico", "filter-FORWARD", 3, &[verdict(0, "")]);
     summary.rule(rule(&own).unwrap().unwrap());
     let programmed = summary.finish().remove(0).programmed;
