@@ -43,6 +43,7 @@ pub(crate) struct Assembler {
     own: Arc<OwnStatus>,
     hooks: Hooks,
     lookups: watch::Sender<Arc<LookupPlan>>,
+    losing: watch::Sender<bool>,
     orders: mpsc::Sender<Orders>,
     publication: watch::Sender<Option<Arc<Published>>>,
 }
@@ -53,6 +54,8 @@ pub(crate) struct Plans {
     pub(crate) hooks: watch::Sender<Arc<HookPlan>>,
     /// For the kernel's routing answers.
     pub(crate) lookups: watch::Sender<Arc<LookupPlan>>,
+    /// For the counters of netfilter's rules.
+    pub(crate) losing: watch::Sender<bool>,
 }
 
 /// What the eBPF programs are told to watch, and what that was worked out from:
@@ -101,6 +104,7 @@ impl Assembler {
             own: Arc::default(),
             hooks: Hooks { plan: plans.hooks, from: None, at: Mono(0) },
             lookups: plans.lookups,
+            losing: plans.losing,
             orders,
             publication,
         }
@@ -158,6 +162,7 @@ impl Assembler {
         if !questions.0.is_empty() {
             self.lookups.send_replace(Arc::new(questions));
         }
+        self.losing.send_replace(!orders.hops_of.is_empty());
         // A prober that has not taken the last orders yet is starved; it says
         // so itself, and old orders serve nobody.
         let _ = self.orders.try_send(orders);

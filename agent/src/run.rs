@@ -114,8 +114,10 @@ impl Parts {
         let is_asked = config.is_enabled(SourceId::Lookups);
         lookups::spawn(is_asked, questions_inbox, updates.clone())?;
         let (plan, plan_inbox) = watch::channel(Arc::default());
+        let (losing, is_losing) = watch::channel(false);
         let options = source::Options {
             enabled: enabled.clone(),
+            losing: is_losing,
             watched: plan_inbox.clone(),
             host_root: config.host_root.clone(),
             ..source::Options::default()
@@ -149,7 +151,7 @@ impl Parts {
             assembly,
             enabled,
             orders,
-            Plans { hooks: plan, lookups: questions },
+            Plans { hooks: plan, lookups: questions, losing },
             publish,
         );
         let assembler = tokio::spawn(assembler.run(inbox));

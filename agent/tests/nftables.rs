@@ -247,6 +247,42 @@ fn changes_are_followed_table_by_table() {
     assert_eq!(flushed.by.as_ref().unwrap().name, "nft");
 }
 
+/// What a rule counts changes no generation.
+#[test]
+fn counters_of_rules_that_drop_are_followed() {
+    let namespace = Namespace::new();
+    namespace.sh("iptables-nft -A OUTPUT -p tcp --dport 80 -j DROP");
+    namespace.sh("iptables-nft -A OUTPUT -p udp --dport 8472 -j DROP");
+    namespace.sh("nft 'add table ip own { chain out { type filter hook output priority 5; }; }'");
+    namespace.sh("nft 'add rule ip own out counter udp dport 4789 drop'");
+    let (mut reader, before) = read(Reader::default(), &namespace);
+    let counted = |read: &Netfilter| -> Vec<_> {
+        let blockers = read.tables.iter().flat_map(|table| &table.blockers);
+        blockers.map(|rule| (rule.packets, rule.growth.map(|growth| growth.packets))).collect()
+    };
+    // One that counts before its condition says nothing of what it takes.
+    assert_eq!(counted(&before), [(Some(0), None), (None, None)]);
+    reader.set_losing(true);
+    let send = |port: u16| {
+        let sent = namespace.inside(move || {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            // What the rule drops is refused.
+            (0..3).filter(|_| socket.send_to(b"x", ("127.0.0.1", port)).is_err()).count()
+        });
+        assert_eq!(sent.join().unwrap(), 3);
+    };
+    send(4789);
+    send(8472);
+    let (reader, after) = changed(reader, &namespace);
+    assert_eq!(counted(&after), [(Some(3), Some(3)), (None, None)]);
+    assert_eq!(after.generation, before.generation);
+    // A change of the table is a look at its counters, too.
+    send(8472);
+    namespace.sh("iptables-nft -A OUTPUT -p tcp --dport 81 -j DROP");
+    let (_, last) = changed(reader, &namespace);
+    assert_eq!(counted(&last), [(Some(6), Some(3)), (None, None)]);
+}
+
 #[test]
 fn tables_of_legacy_xtables_are_counted_without_what_they_begin_with() {
     let namespace = Namespace::new();

@@ -61,6 +61,8 @@ pub struct Options {
     pub host_root: PathBuf,
     /// Which tunnels this node has, as they are told to the eBPF programs.
     pub watched: watch::Receiver<Arc<HookPlan>>,
+    /// Probes are being lost: what may tell why is to be looked at more often.
+    pub losing: watch::Receiver<bool>,
 }
 
 impl Options {
@@ -95,6 +97,7 @@ impl Default for Options {
             host_root: "/".into(),
             // Nobody tells.
             watched: watch::channel(Arc::default()).1,
+            losing: watch::channel(false).1,
         }
     }
 }

@@ -13,17 +13,30 @@ use crate::source::{SourceError, wire};
 /// Rules whose counters are asked for. The kernel finds a rule by going through
 /// its chain (nft_rule_lookup, net/netfilter/nf_tables_api.c).
 const MOST_ASKED: usize = 64;
-/// How often they are asked for, nanoseconds.
+/// How often they are asked for, nanoseconds; the latter while something is lost.
 const EVERY_NS: u64 = 5 * SECOND;
+const LOSING_NS: u64 = SECOND;
 /// The longest time between two looks, whatever they take, nanoseconds.
 const LONGEST_NS: u64 = 60 * SECOND;
 /// A look may take this share of the time, one in 1000.
 const SHARE: u64 = 1000;
 
-/// When to look again after a look of this length.
-pub(super) fn next(began: Mono, ended: Mono) -> Mono {
-    let fair = ended.since(began).saturating_mul(SHARE);
-    ended.plus(fair.clamp(EVERY_NS, LONGEST_NS))
+/// The latest look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Look {
+    /// When it began.
+    pub(super) at: Mono,
+    /// How long it took, nanoseconds.
+    pub(super) took_ns: u64,
+}
+
+impl Look {
+    /// Whether it is time for another.
+    pub(super) fn is_over(self, now: Mono, is_losing: bool) -> bool {
+        let fair = self.took_ns.saturating_mul(SHARE);
+        let least = if is_losing { LOSING_NS } else { EVERY_NS };
+        now.since(self.at) >= fair.clamp(least, LONGEST_NS)
+    }
 }
 
 /// Asks for the counters of those rules that most likely mean a tunnel's packets;
@@ -70,9 +83,14 @@ mod tests {
 
     #[test]
     fn looks_that_take_long_are_rarer() {
-        let after = |took| next(Mono(7), Mono(7 + took)).since(Mono(7 + took));
-        assert_eq!(after(SECOND / 1000), EVERY_NS);
-        assert_eq!(after(SECOND / 100), 10 * SECOND);
-        assert_eq!(after(SECOND), LONGEST_NS);
+        let is_over = |took_ns, seconds: u64, is_losing| {
+            let look = Look { at: Mono(7), took_ns };
+            look.is_over(Mono(7 + seconds * SECOND), is_losing)
+        };
+        let short = SECOND / 10_000;
+        assert!(!is_over(short, 4, false) && is_over(short, 5, false));
+        assert!(!is_over(short, 0, true) && is_over(short, 1, true));
+        assert!(!is_over(SECOND / 100, 9, true) && is_over(SECOND / 100, 10, true));
+        assert!(!is_over(SECOND, 59, true) && is_over(SECOND, 60, false));
     }
 }

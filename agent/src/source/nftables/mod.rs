@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::model::{Committer, LegacyTable, Netfilter};
-use overlaywatch_core::time::Mono;
 use tokio::sync::mpsc::Sender;
 
 use super::ask::Line;
 use super::meter::{Closed, Run, disabled, metered, pause};
 use super::{Options, SourceError, wire};
 use crate::clock;
+use counters::Look;
 use dump::{Tables, dump, generation};
 use follow::{Follower, Touched};
 
@@ -50,6 +50,7 @@ pub fn run(options: &Options, updates: &Sender<Update>) -> Result<(), Closed> {
     let mut reader = Reader::default();
     let mut wait = options.poll;
     loop {
+        reader.set_losing(*options.losing.borrow());
         let run = match reader.has_changed() {
             Ok(false) => None,
             Ok(true) => {
@@ -81,9 +82,9 @@ pub struct Reader {
     tables: Tables,
     /// All questions go by it.
     line: Line,
-    /// When the counters of rules were looked at, and when they are again.
-    counted: Mono,
-    count_after: Mono,
+    /// When the counters of rules were looked at.
+    counted: Look,
+    is_losing: bool,
     /// None while they are hidden.
     legacy: Option<Vec<LegacyTable>>,
     legacy_age: u32,
@@ -98,6 +99,11 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Something is lost, or nothing any more: so often counters are looked at.
+    pub fn set_losing(&mut self, is_losing: bool) {
+        self.is_losing = is_losing;
+    }
+
     /// Whether [`Reader::read`] would find something new.
     ///
     /// # Errors
@@ -142,12 +148,12 @@ impl Reader {
     /// Looks at the counters of rules that drop, now and then; whether one grew.
     fn recount(&mut self) -> Result<bool, SourceError> {
         let at = clock::mono();
-        if at < self.count_after {
+        if !self.counted.is_over(at, self.is_losing) {
             return Ok(false);
         }
-        let has_grown = counters::recount(&mut self.tables, &mut self.line, self.counted, at)?;
-        self.counted = at;
-        self.count_after = counters::next(at, clock::mono());
+        let since = self.counted.at;
+        let has_grown = counters::recount(&mut self.tables, &mut self.line, since, at)?;
+        self.counted = Look { at, took_ns: clock::mono().since(at) };
         Ok(has_grown)
     }
 
@@ -220,7 +226,7 @@ impl Reader {
         let at = clock::mono();
         self.tables.extend(tables.into_iter().map(|(key, mut table)| {
             if let Some(before) = before.get(&key) {
-                table.count_on(before, self.counted, at);
+                table.count_on(before, self.counted.at, at);
             }
             (key, table)
         }));
