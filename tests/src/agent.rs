@@ -26,6 +26,8 @@ pub struct Launch {
     pub binary: PathBuf,
     /// Agents are given a list of peers; without one they learn them from the kernel.
     pub listed: bool,
+    /// Agents load their eBPF programs.
+    pub ebpf: bool,
     /// With or without the rules that name causes.
     pub mode: Mode,
 }
@@ -43,7 +45,7 @@ impl Agent {
     /// When the binary cannot be run, or the files cannot be written.
     pub fn start(node: &Node, directory: &Path, launch: &Launch) -> Result<Self> {
         let file = configuration_path(directory, node);
-        fs::write(&file, configuration(node, directory))
+        fs::write(&file, configuration(node, directory, launch))
             .with_context(|| format!("cannot write {}", file.display()))?;
         let log = File::options()
             .create(true)
@@ -120,12 +122,13 @@ impl Drop for Agent {
 
 /// What a node's agent is configured with beside the command line; nothing but
 /// what keeps the agents of one host apart.
-fn configuration(node: &Node, directory: &Path) -> String {
+fn configuration(node: &Node, directory: &Path, launch: &Launch) -> String {
     let root = host_root(directory, node);
     format!(
-        "[ebpf]\npin = \"{}\"\n[host]\nroot = \"{}\"\n",
+        "[ebpf]\npin = \"{}\"\n[host]\nroot = \"{}\"\n[sources]\nkernel = {}\n",
         node.pins.path().display(),
-        root.display()
+        root.display(),
+        launch.ebpf
     )
 }
 

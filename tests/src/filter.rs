@@ -213,7 +213,10 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
 }
 
 /// Sends the batch from the calling thread's namespace and reads every answer.
-fn commit(batch: &FinalizedBatch) -> Result<()> {
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn commit(batch: &FinalizedBatch) -> Result<()> {
     let socket = mnl::Socket::new(mnl::Bus::Netfilter)?;
     let port = socket.portid();
     socket.send_all(batch)?;

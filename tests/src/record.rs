@@ -36,7 +36,8 @@ const NO_BOOT: &str = "00000000-0000-0000-0000-000000000000";
 /// When the verdicts do not come, or a recording replays to something else.
 pub fn record(fault: &Fault, shape: Shape, binary: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     let mut cluster = Cluster::build(shape, fault.nodes)?;
-    let launch = Launch { binary: binary.to_owned(), listed: fault.listed, mode: Mode::Rules };
+    let Fault { listed, ebpf, .. } = *fault;
+    let launch = Launch { binary: binary.to_owned(), listed, ebpf, mode: Mode::Rules };
     cluster.start_agents(launch)?;
     let poll = Poll::start(&cluster)?;
     wait_until_ready(&mut cluster, &poll)?;

@@ -109,7 +109,8 @@ impl Asked {
 fn try_run(fault: &'static Fault, settings: &Settings, kept: &Path, row: &mut Row) -> Result<()> {
     let mut cluster = Cluster::build(settings.shape, fault.nodes)?;
     let Settings { ref binary, mode, .. } = *settings;
-    cluster.start_agents(Launch { binary: binary.clone(), listed: fault.listed, mode })?;
+    let Fault { listed, ebpf, .. } = *fault;
+    cluster.start_agents(Launch { binary: binary.clone(), listed, ebpf, mode })?;
     let poll = Poll::start(&cluster)?;
     let outcome = judge(fault, &mut cluster, &poll, kept, row);
     // While the agents still run.

@@ -151,7 +151,8 @@ impl Demo {
         let mut cluster = Cluster::build(self.shape, self.size)?;
         let started = Instant::now();
         let listed = self.fault.is_none_or(|fault| fault.listed);
-        let launch = Launch { binary: self.binary.clone(), listed, mode: Mode::Rules };
+        let ebpf = self.fault.is_none_or(|fault| fault.ebpf);
+        let launch = Launch { binary: self.binary.clone(), listed, ebpf, mode: Mode::Rules };
         cluster.start_agents(launch)?;
         let poll = Poll::start(&cluster)?;
         if self.live {

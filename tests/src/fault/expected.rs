@@ -60,6 +60,8 @@ const fn between(from: Hop, to: Hop) -> Segment {
     Segment { from, to }
 }
 
+/// Somewhere, where nobody counts.
+pub(super) const WHOLE_WAY: &[Segment] = &[between(Hop::Sent, Hop::Delivered)];
 /// It never came to the tunnel device.
 pub(super) const LOCAL_STACK: &[Segment] = &[between(Hop::Sent, Hop::Encapsulated)];
 /// It went into the tunnel device, and no outer packet left the NIC.

@@ -9,9 +9,9 @@ use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
     DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject,
-    counts, may_speak, misses, says, says_itself,
+    WHOLE_WAY, counts, may_speak, misses, says, says_itself,
 };
-use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN};
+use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN, addresses};
 use crate::classifier::{self, Way};
 use crate::filter::{self, Drops, Place};
 use crate::topology::Cluster;
@@ -47,6 +47,50 @@ pub(super) const FAULTS: &[Fault] = &[
             misses(C, A, ENCAPSULATION),
         ],
         counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
+        ..PLAIN
+    },
+    Fault {
+        name: "remote-input-drop-uncounted",
+        about: "a node's firewall drops VXLAN in its input, and no agent has eBPF: the rule's own \
+                counter tells",
+        ebpf: false,
+        inject: |cluster| drop_all(cluster, B, Place::Input),
+        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+        breaks: &[pods(A, B), pods(C, B)],
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
+            says(C, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
+            filtered_in(B).telling(&["hook input", "udp dport", "its counter grew by"]),
+        ],
+        counted: &[counts(B, A, INBOUND, WHOLE_WAY), counts(B, C, INBOUND, WHOLE_WAY)],
+        unlike: &[Code::UnexplainedLoss, Code::LocalOutputDrop],
+        ..PLAIN
+    },
+    Fault {
+        name: "lost-before-a-firewall-uncounted",
+        about: "the path loses VXLAN before a rule that would drop it, and no agent has eBPF: the \
+                rule's counter stands still",
+        ebpf: false,
+        inject: |cluster| {
+            let (a, b) = addresses(cluster, A, B)?;
+            let udp_to = Some(cluster.shape.port());
+            let of_a = Drops { from: Some(a), udp_to, ..Drops::default() };
+            let lost = Drops { to: Some(b), ..of_a.clone() };
+            filter::drop(&cluster.switch, Place::Middle, &[lost])?;
+            filter::drop(&cluster.node(B)?.netns, Place::Input, &[of_a])
+        },
+        heal: |cluster| {
+            filter::pass(&cluster.node(B)?.netns, Place::Input)?;
+            filter::pass(&cluster.switch, Place::Middle)
+        },
+        breaks: &[pods(A, B)],
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
+            says(B, Code::EncapsulationLost, A, INBOUND, WHOLE_WAY),
+        ],
+        unlike: &[Code::EncapsulationFiltered],
         ..PLAIN
     },
     Fault {

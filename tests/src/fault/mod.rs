@@ -52,6 +52,8 @@ pub struct Fault {
     pub shape: Option<Shape>,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
+    /// The agents have their eBPF programs; without, they count no hop and no drop.
+    pub ebpf: bool,
     /// The agents are given a list of peers; without one they learn them from
     /// the kernel.
     pub listed: bool,
@@ -121,6 +123,7 @@ const PLAIN: Fault = Fault {
     incident: None,
     shape: None,
     nodes: 3,
+    ebpf: true,
     listed: true,
     inject: |_| Ok(()),
     heal: |_| Ok(()),

@@ -36,10 +36,10 @@ pub use lookup::{
 pub use machine::{Machine, Module};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
 pub use netfilter::{
-    BaseChain, Blocker, ChainHook, Committer, Controller, Family, Flood, Flushed, Growth, Illegible,
-    LegacyTable, MOST_BASE_CHAINS, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES, Matches,
-    Netfilter, NftTable, Outer, Programmed, REPEATED, Readers, RuleAt, SKIPS_FOREIGN_CHAINS,
-    is_of_iptables,
+    BaseChain, Blocker, ChainHook, Committer, Controller, Family, Flood, Flushed, Growth,
+    Illegible, LegacyTable, MOST_BASE_CHAINS, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES,
+    Matches, Netfilter, NftTable, Outer, Programmed, REPEATED, Readers, RuleAt,
+    SKIPS_FOREIGN_CHAINS, is_of_iptables,
 };
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{

@@ -46,9 +46,9 @@ pub(super) fn judge(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut
                 let growth = loss.taken_by(context, &suspect)?;
                 Some((suspect, growth))
             });
-            match taking.min_by_key(|(suspect, growth)| {
-                (suspect.rank, std::cmp::Reverse(growth.packets))
-            }) {
+            match taking
+                .min_by_key(|(suspect, growth)| (suspect.rank, std::cmp::Reverse(growth.packets)))
+            {
                 Some((suspect, growth)) => add(&mut found, &loss, suspect, growth),
                 // What does not count may take them all the same.
                 None => is_open |= all().any(|suspect| !suspect.is_counted()),
@@ -80,12 +80,7 @@ struct Loss {
 }
 
 impl Loss {
-    fn of(
-        context: &Context<'_>,
-        peer: &Peer,
-        leads: &PeerTunnel,
-        outbound: bool,
-    ) -> Option<Self> {
+    fn of(context: &Context<'_>, peer: &Peer, leads: &PeerTunnel, outbound: bool) -> Option<Self> {
         let stream = Stream::Small(leads.encapsulation);
         let view = context.stream(peer, stream).filter(|view| view.is_lossy())?;
         let (direction, stretch, _) = filtered::way(outbound);

@@ -8,9 +8,9 @@ use crate::delta::Delta;
 use crate::fact::Fact;
 use crate::kernel::{DropForm, PacketDrop, Traffic};
 use crate::model::{
-    Blocker, Committer, Controller, Encapsulation, Flood, Flushed, IfIndex, Illegible, LegacyTable, Link,
-    LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers, RuleAt,
-    ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
+    Blocker, Committer, Controller, Encapsulation, Flood, Flushed, IfIndex, Illegible, LegacyTable,
+    Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers,
+    RuleAt, ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
 };
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};

@@ -9,7 +9,9 @@ use crate::finding::{Subject, Thing};
 use crate::ladder::Hop;
 use crate::model::{Blocker, ChainHook, Matches, NftTable};
 use crate::pairs::{PairView, Place, Run, Tally};
-use crate::rules::netfilter::tests::{PEER, VXLAN, at, base, blocker, fact, judged, node, of, table};
+use crate::rules::netfilter::tests::{
+    PEER, VXLAN, at, base, blocker, fact, judged, node, of, table,
+};
 use crate::snapshot::Snapshot;
 use crate::time::Mono;
 
