@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use namespace::Namespace;
 use overlaywatch::source::nftables::Reader;
-use overlaywatch_core::model::{ChainHook, Controller, Family, Netfilter, Readers};
+use overlaywatch_core::model::{ChainHook, Controller, Family, MOST_RULES, Netfilter, Readers};
 use serde_json::Value;
 
 /// Far more than any change takes to be told.
@@ -318,6 +318,52 @@ fn a_large_ruleset_is_read_whole() {
     let table = &read.tables[0];
     assert_eq!((table.rules, table.programmed[0].chains), (20_001, 1_000));
     assert_eq!(table.blockers.len(), 1, "{:?}", table.blockers);
+}
+
+/// Ten times what a large node has. Every rule is one that might be kept.
+#[test]
+fn a_hundred_thousand_rules_end_as_a_small_summary_of_the_latest_state() {
+    let namespace = Namespace::new();
+    let mut lines = String::from("table inet huge {\n");
+    for chain in 0..100 {
+        lines.push_str(&format!("chain c{chain} {{\n"));
+        for rule in 0..1_000 {
+            let port = 10_000 + rule;
+            lines.push_str(&format!("ip saddr 10.{chain}.0.0/16 udp dport {port} drop\n"));
+        }
+        lines.push_str("}\n");
+    }
+    lines.push_str("chain in { type filter hook input priority 0;\n");
+    (0..100).for_each(|chain| lines.push_str(&format!("jump c{chain}\n")));
+    lines.push_str("}\n}\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    let load = format!("nft -f {}", file.path().display());
+    // It is read while it comes, and changes again.
+    let (mut reader, mut last) = read(Reader::default(), &namespace);
+    let load = namespace.inside(move || {
+        for line in [load.as_str(), "nft flush chain inet huge c7; nft add rule inet huge c7 drop"]
+        {
+            let done = std::process::Command::new("sh").args(["-ec", line]).status().unwrap();
+            assert!(done.success());
+        }
+    });
+    let end = Instant::now() + 3 * PATIENCE;
+    while !(load.is_finished() && last.tables.first().is_some_and(|huge| huge.rules == 99_101)) {
+        assert!(Instant::now() < end, "the latest state was never read");
+        let told = namespace.inside(move || {
+            let mut reader = reader;
+            let read = reader.has_changed().unwrap().then(|| reader.read().ok()).flatten();
+            (reader, read)
+        });
+        let (again, read) = told.join().unwrap();
+        (reader, last) = (again, read.unwrap_or(last));
+    }
+    load.join().unwrap();
+    let huge = &last.tables[0];
+    assert_eq!((huge.chains, huge.blockers.len()), (101, MOST_RULES));
+    let size = serde_json::to_string(&last).unwrap().len();
+    assert!(size < 32 << 10, "{size} bytes of summary");
 }
 
 #[test]
