@@ -190,6 +190,8 @@ fn what_iptables_cannot_read_is_named_and_the_tool_agrees() {
         ("tcp dport { 80, 443 } drop", Readers::MisprintedFrom184),
         ("tcp dport != 1000-2000 drop", Readers::From188),
         ("log group 3", Readers::From188),
+        ("tcp dport 1000-2000 drop", Readers::MisprintedBefore188),
+        ("meta mark set 5", Readers::RefusedFrom189),
     ] {
         namespace.sh("iptables-nft -P FORWARD ACCEPT");
         namespace.sh(&format!("nft 'add rule ip filter FORWARD {rule}'"));

@@ -55,7 +55,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 1000,
         clear_after_seconds: 5,
         parents: &[],
-        meaning: "A rule that was added with nft looks something up in a set. iptables-nft prints it without that condition: a drop of some ports reads as a drop of everything, and whoever saves and restores the table makes it one.",
+        meaning: "A rule that was added with nft looks something up in a set, compares ports with both ends of a range, or sets a mark, and an iptables-nft prints it without that (a lookup since 1.8.4, the others before 1.8.8): a drop of some ports reads as a drop of everything, and whoever saves and restores the table makes it one.",
         remedy: "Move the rule to a table of its own (`nft add table inet local`), then `nft delete rule {table} {chain} handle {handle}`; do not restore what iptables-save printed.",
     },
     Entry {

@@ -73,6 +73,15 @@ pub enum Filtered {
         /// The first version that reads the table; none where none does.
         since: Option<ToolVersion>,
     },
+    /// An iptables-nft that is installed here and prints a rule wrongly.
+    Misprints {
+        /// The tool's version.
+        tool: ToolVersion,
+        /// It is among the host's files; else in a container.
+        on_host: bool,
+        /// Who has it; none of the host's that no agent uses.
+        process: Option<ToolProcess>,
+    },
     /// The host's iptables-nft reads what a container's cannot.
     HostReads {
         /// Its version.
@@ -149,6 +158,7 @@ impl Filtered {
             ],
             Self::Counted { .. }
             | Self::Refused { .. }
+            | Self::Misprints { .. }
             | Self::HostReads { .. }
             | Self::NoReader
             | Self::Backend { .. }
@@ -192,16 +202,20 @@ impl fmt::Display for Filtered {
                         "is unreadable for iptables-nft before 1.8.4, and later ones print the \
                          rule without that condition"
                     }
+                    Readers::MisprintedBefore188 => {
+                        "is not read by iptables-nft before 1.8.8, which prints the rule without \
+                         it"
+                    }
+                    Readers::RefusedFrom189 => {
+                        "is unreadable for iptables-nft from 1.8.9 on, and those before 1.8.8 \
+                         print the rule without it"
+                    }
                     Readers::From188 => "is unreadable for iptables-nft before 1.8.8",
                     Readers::Nobody => "is unreadable for every iptables-nft",
                 })
             }
             Self::Refused { table, tool, on_host, process, in_use, since } => {
-                write!(f, "iptables-nft {tool} ")?;
-                if let Some(ToolProcess { pid, name }) = process {
-                    write!(f, "of {name} (process {pid}) ")?;
-                }
-                f.write_str(if *on_host { "on the host" } else { "in a container" })?;
+                reader(f, *tool, *on_host, process.as_ref())?;
                 if !in_use {
                     f.write_str(", which no agent is known to use,")?;
                 }
@@ -210,6 +224,10 @@ impl fmt::Display for Filtered {
                     Some(since) => write!(f, "{since} is the first that can"),
                     None => f.write_str("nor can any other version"),
                 }
+            }
+            Self::Misprints { tool, on_host, process } => {
+                reader(f, *tool, *on_host, process.as_ref())?;
+                f.write_str(" prints it so")
             }
             Self::HostReads { tool } => write!(
                 f,
@@ -244,4 +262,17 @@ impl fmt::Display for Filtered {
             }
         }
     }
+}
+
+fn reader(
+    f: &mut fmt::Formatter<'_>,
+    tool: ToolVersion,
+    on_host: bool,
+    process: Option<&ToolProcess>,
+) -> fmt::Result {
+    write!(f, "iptables-nft {tool} ")?;
+    if let Some(ToolProcess { pid, name }) = process {
+        write!(f, "of {name} (process {pid}) ")?;
+    }
+    f.write_str(if on_host { "on the host" } else { "in a container" })
 }

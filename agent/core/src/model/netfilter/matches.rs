@@ -83,6 +83,19 @@ impl Matches {
         self.protocol.is_none_or(|protocol| protocol == UDP || protocol == IPIP)
     }
 
+    /// Source and destination ports.
+    #[must_use]
+    pub const fn ports(&self) -> [Option<(u16, u16)>; 2] {
+        [self.from_ports, self.to_ports]
+    }
+
+    /// Whether they name several ports with a first and a last one.
+    #[must_use]
+    pub fn is_range(&self) -> bool {
+        let has_two_ends = |(first, last)| first > 0 && first < last && last < u16::MAX;
+        self.ports().into_iter().flatten().any(has_two_ends)
+    }
+
     /// How likely it is that they mean a tunnel's packets: less is likelier.
     #[must_use]
     pub fn rank(&self) -> u8 {

@@ -79,13 +79,25 @@ pub const SKIPS_FOREIGN_CHAINS: ToolVersion = ToolVersion::three(1, 8, 8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readers {
+    /// From 1.8.8 on; those before print it without its condition: wrongly.
+    MisprintedBefore188,
     /// From 1.8.4 on it is read, and printed without its condition: wrongly.
     MisprintedFrom184,
     /// From 1.8.8 on.
     From188,
+    /// None: those before 1.8.8 print it without what it does, 1.8.9 and later
+    /// refuse the table.
+    RefusedFrom189,
     /// None.
     Nobody,
 }
+
+/// Since when iptables-nft reads what nft makes of comparisons of ports and marks,
+/// or sees that it cannot. Seen: 1.8.7 prints such a rule without them.
+const SEES_COMPARISONS: ToolVersion = ToolVersion::three(1, 8, 8);
+/// Since when a rule that it cannot read stops it ("Parsing nftables rule failed").
+/// Seen: 1.8.9.
+const STOPS_AT_RULES: ToolVersion = ToolVersion::three(1, 8, 9);
 
 impl Readers {
     /// The first version that reads it; none where none does. (Expressions that
@@ -95,8 +107,30 @@ impl Readers {
     pub const fn since(self) -> Option<ToolVersion> {
         match self {
             Self::MisprintedFrom184 => Some(ToolVersion::three(1, 8, 4)),
-            Self::From188 => Some(ToolVersion::three(1, 8, 8)),
-            Self::Nobody => None,
+            Self::MisprintedBefore188 | Self::From188 => Some(SEES_COMPARISONS),
+            Self::RefusedFrom189 | Self::Nobody => None,
+        }
+    }
+
+    /// Whether this version reads nothing of a table that has such a rule.
+    #[must_use]
+    pub fn stop(self, tool: ToolVersion) -> bool {
+        match self {
+            Self::MisprintedBefore188 => false,
+            Self::RefusedFrom189 => tool >= STOPS_AT_RULES,
+            Self::MisprintedFrom184 | Self::From188 | Self::Nobody => {
+                self.since().is_none_or(|since| tool < since)
+            }
+        }
+    }
+
+    /// Whether this version reads the table and prints such a rule wrongly.
+    #[must_use]
+    pub fn is_misprinted_by(self, tool: ToolVersion) -> bool {
+        match self {
+            Self::MisprintedBefore188 | Self::RefusedFrom189 => tool < SEES_COMPARISONS,
+            Self::MisprintedFrom184 => self.since().is_none_or(|since| tool >= since),
+            Self::From188 | Self::Nobody => false,
         }
     }
 }

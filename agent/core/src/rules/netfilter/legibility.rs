@@ -30,8 +30,6 @@ const AGENTS: [(&str, &[Controller]); 8] = [
 const K3S: &[Controller] = &[Controller::KubeProxy, Controller::KubeRouter, Controller::Flannel];
 /// Readers that one finding tells of.
 const MOST_READERS: usize = 4;
-/// The first that reads a rule that looks something up, without its condition.
-const MISPRINTS: Option<ToolVersion> = Readers::MisprintedFrom184.since();
 
 pub(super) fn judge(netfilter: &Netfilter, now: &Snapshot, verdicts: &mut Verdicts) {
     let tables = netfilter.tables.iter().filter(|table| table.is_of_iptables());
@@ -73,7 +71,10 @@ impl Obstacle<'_> {
     }
 
     fn stops(self, tool: ToolVersion) -> bool {
-        self.since().is_none_or(|since| tool < since)
+        match self {
+            Self::Rule(rule) => rule.readers.stop(tool),
+            Self::Chain(_) => tool < SKIPS_FOREIGN_CHAINS,
+        }
     }
 
     fn evidence(self, table: &NftTable) -> Evidence {
@@ -120,20 +121,23 @@ impl<'a> Reader<'a> {
         Some(Self { tool: space.iptables?, space, agent })
     }
 
+    /// The agent that uses it, else whoever has it in a container.
+    fn process(&self) -> Option<ToolProcess> {
+        let any = || self.space.processes.first().filter(|_| !self.space.is_host);
+        self.agent.map(|(process, _)| process).or_else(any).cloned()
+    }
+
     /// What it cannot read, as evidence; none when it reads all.
     fn refuses(&self, table: &NftTable) -> Option<Evidence> {
         let since = obstacles(table).filter(|one| one.stops(self.tool)).map(Obstacle::since);
         // None reads what no version reads.
         let since = since.reduce(|one, other| Some(one?.max(other?)))?;
-        let (agent, in_use) = match self.agent {
-            Some((process, _)) => (Some(process), true),
-            None => (self.space.processes.first().filter(|_| !self.space.is_host), false),
-        };
+        let in_use = self.agent.is_some();
         Some(Evidence::Netfilter(Filtered::Refused {
             table: table.title(),
             tool: self.tool,
             on_host: self.space.is_host,
-            process: agent.cloned(),
+            process: self.process(),
             in_use,
             since,
         }))
@@ -160,7 +164,10 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
     let told = |reader: &Reader<'_>| reader.refuses(table);
     let stopped: Vec<_> =
         readers.iter().filter_map(|reader| Some((reader, told(reader)?))).collect();
-    let is_lost = obstacles(table).any(|one| one.since().is_none());
+    let stops_any = |one: Obstacle<'_>| {
+        readers.is_empty() || readers.iter().any(|reader| one.stops(reader.tool))
+    };
+    let is_lost = obstacles(table).any(|one| one.since().is_none() && stops_any(one));
     let agent = stopped.iter().find_map(|(reader, _)| reader.agent);
     let (code, confidence) = match agent {
         Some((_, confidence)) => (Some(Code::NftTableIncompatible), confidence),
@@ -173,8 +180,9 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         None => (None, Confidence::Certain),
     };
     if let Some(code) = code {
-        let worst = stopped.iter().map(|(reader, _)| reader.tool).min();
-        let stops = |one: &Obstacle<'_>| worst.is_none_or(|tool| one.stops(tool));
+        let tools: Vec<_> = stopped.iter().map(|(reader, _)| reader.tool).collect();
+        let stops =
+            |one: &Obstacle<'_>| tools.is_empty() || tools.iter().any(|tool| one.stops(*tool));
         let mut evidence: Vec<_> = obstacles(table)
             .filter(stops)
             .take(MOST_NAMED)
@@ -192,9 +200,7 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         let found = finding(code, thing(Thing::Table, table.title()), evidence);
         verdicts.add(Finding { confidence, ..found });
     }
-    if readers.is_empty() || readers.iter().any(|reader| Some(reader.tool) >= MISPRINTS) {
-        misprinted(table, verdicts);
-    }
+    misprinted(table, &readers, verdicts);
 }
 
 /// As whoever comes with any version: what one of them reads is left alone.
@@ -205,12 +211,25 @@ fn by_any_version(table: &NftTable, verdicts: &mut Verdicts) {
         let subject = thing(Thing::Table, table.title());
         verdicts.add(finding(Code::NftTableIncompatible, subject, named));
     }
-    misprinted(table, verdicts);
+    misprinted(table, &[], verdicts);
 }
 
-fn misprinted(table: &NftTable, verdicts: &mut Verdicts) {
-    let rules = table.illegible.iter().filter(|rule| rule.readers == Readers::MisprintedFrom184);
-    let named: Vec<_> = rules.take(MOST_NAMED).map(|rule| illegible(table, rule)).collect();
+/// By whom of these; without any, what those of today misprint.
+fn misprinted(table: &NftTable, readers: &[Reader<'_>], verdicts: &mut Verdicts) {
+    let by = |rule: &Illegible| {
+        let all = readers.iter();
+        all.filter(|reader| rule.readers.is_misprinted_by(reader.tool)).collect::<Vec<_>>()
+    };
+    let of_today =
+        |rule: &Illegible| readers.is_empty() && rule.readers == Readers::MisprintedFrom184;
+    let rules = table.illegible.iter().filter(|rule| of_today(rule) || !by(rule).is_empty());
+    let rules: Vec<_> = rules.take(MOST_NAMED).collect();
+    let mut named: Vec<_> = rules.iter().map(|rule| illegible(table, rule)).collect();
+    let worst = rules.iter().flat_map(|rule| by(rule)).max_by_key(|one| one.agent.is_some());
+    if let Some(reader) = worst {
+        let (tool, on_host, process) = (reader.tool, reader.space.is_host, reader.process());
+        named.push(Evidence::Netfilter(Filtered::Misprints { tool, on_host, process }));
+    }
     if !named.is_empty() {
         let subject = thing(Thing::Table, table.title());
         verdicts.add(finding(Code::NftRuleMisprinted, subject, named));

@@ -127,7 +127,13 @@ pub(super) fn read<'a>(
         {
             rule.illegible = Some((readers, name));
         }
+        let before = rule.matches.ports();
         take(&mut rule, &mut held, name, data)?;
+        // nft writes a range of ports as two comparisons; no iptables does.
+        let is_range = name == "cmp" && rule.matches.ports() != before && rule.matches.is_range();
+        if judges && is_range && rule.illegible.is_none() {
+            rule.illegible = Some((Readers::MisprintedBefore188, name));
+        }
     }
     rule.digest = hasher.finish();
     Ok(rule)
@@ -447,7 +453,7 @@ fn xt_match(matches: &mut Matches, data: &[u8]) -> Result<(), Malformed> {
 fn readers(name: &str, data: &[u8]) -> Result<Option<Readers>, Malformed> {
     Ok(match name {
         "match" | "target" | "payload" | "cmp" | "bitwise" | "counter" | "immediate" => None,
-        "meta" => sets_mark(data)?.then_some(Readers::Nobody),
+        "meta" => sets_mark(data)?.then_some(Readers::RefusedFrom189),
         "lookup" => Some(Readers::MisprintedFrom184),
         "range" => Some(Readers::From188),
         "limit" => is_odd_limit(data)?.then_some(Readers::Nobody),

@@ -174,11 +174,28 @@ fn iptables_cannot_read_everything() {
     assert_eq!(read("log", &[attribute(1, &[0, 1])]), Some(Readers::From188));
     assert_eq!(read("limit", &[number(4, 0), number(5, 0)]), None);
     assert_eq!(read("limit", &[number(4, 0), number(5, 1)]), Some(Readers::Nobody));
-    assert_eq!(read("meta", &[number(2, 3), number(3, 1)]), Some(Readers::Nobody));
+    assert_eq!(read("meta", &[number(2, 3), number(3, 1)]), Some(Readers::RefusedFrom189));
     assert_eq!(read("match", &[name(1, "conntrack")]), None);
     // Nobody reads tables of other names with iptables.
     let message = message("mine", "FORWARD", 1, &[expression("ct", &[])]);
     assert_eq!(rule(&message).unwrap().unwrap().illegible, None);
+}
+
+#[test]
+fn a_range_of_ports_that_nft_wrote_is_told_from_what_iptables_writes() {
+    let read = |expressions: &[Vec<u8>]| {
+        let message = message("filter", "FORWARD", 1, &[expressions, &[verdict(0, "")]].concat());
+        let illegible = rule(&message).unwrap().unwrap().illegible;
+        illegible.map(|(readers, name)| (readers, name.to_owned()))
+    };
+    let [load, from] = port(2, 5, 4000);
+    let [_, to] = port(2, 3, 9000);
+    let nft = [load.clone(), from.clone(), to.clone()];
+    assert_eq!(read(&nft), Some((Readers::MisprintedBefore188, "cmp".to_owned())));
+    // As iptables writes 0:9000, and 80.
+    assert_eq!(read(&[load.clone(), to]), None);
+    assert_eq!(read(&port(2, 0, 80)), None);
+    assert_eq!(read(&[load, from]), None);
 }
 
 #[test]

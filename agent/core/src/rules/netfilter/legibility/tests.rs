@@ -155,6 +155,36 @@ fn a_lookup_is_refused_before_1_8_4_and_misprinted_since() {
 }
 
 #[test]
+fn what_only_older_ones_misprint_is_told_where_one_is_installed() {
+    let range = || filter(vec![rule("cmp", Readers::MisprintedBefore188)]);
+    let findings = found(range(), vec![host("1.8.9"), space("1.8.7", "calico-node")]);
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!(finding.code, Code::NftRuleMisprinted);
+    assert_eq!(
+        text(finding),
+        "rule in table ip filter, chain FORWARD, handle 12: expression cmp is not read by \
+         iptables-nft before 1.8.8, which prints the rule without it\n\
+         iptables-nft 1.8.7 of calico-node (process 77) in a container prints it so"
+    );
+    for spaces in [vec![host("1.8.9"), space("1.8.8", "calico-node")], Vec::new()] {
+        assert_eq!(codes(range(), spaces), []);
+    }
+    assert_eq!(codes(range(), vec![host("1.8.4")]), [Code::NftRuleMisprinted]);
+}
+
+#[test]
+fn a_mark_that_is_set_stops_those_of_today_and_is_misprinted_by_those_before() {
+    let mark = || filter(vec![rule("meta", Readers::RefusedFrom189)]);
+    assert_eq!(codes(mark(), vec![host("1.8.9")]), [Code::NftTableIncompatible]);
+    assert_eq!(codes(mark(), vec![space("1.8.7", "calico-node")]), [Code::NftRuleMisprinted]);
+    // Nobody has seen what this one does.
+    assert_eq!(codes(mark(), vec![host("1.8.8")]), []);
+    let both = codes(mark(), vec![host("1.8.9"), space("1.8.7", "nginx")]);
+    assert_eq!(both, [Code::NftTableIncompatible, Code::NftRuleMisprinted]);
+    assert_eq!(codes(mark(), Vec::new()), [Code::NftTableUnreadableBySome]);
+}
+
+#[test]
 fn an_agent_whose_rules_are_legacy_ones_reads_no_nft_table() {
     let legacy = |v6| LegacyTable { v6, name: "filter".to_owned(), rules: Some(9) };
     let felix = || vec![host("1.8.9"), space("1.8.4", "calico-node")];
