@@ -11,7 +11,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 0,
         clear_after_seconds: 10,
         parents: &[],
-        meaning: "This node's kernel drops outer packets of a tunnel in netfilter, and this chain has a rule or a policy that does it.",
+        meaning: "This node's kernel drops outer packets of a tunnel in netfilter, and this chain has a rule or a policy that does it. (Without eBPF nobody counts drops: then the rule's own counter grew while probes through the tunnel were lost.)",
         remedy: "`nft -a list chain {table} {chain}` shows it. If nobody needs it: `nft delete rule {table} {chain} handle {handle}`; else accept the tunnel's UDP port or IP protocol 4 from the other nodes before it, with the program that keeps these rules (ufw, firewalld, a host endpoint policy).",
     },
     Entry {
