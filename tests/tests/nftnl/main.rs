@@ -197,7 +197,7 @@ fn assert_same_rule(ours: &translate::Rule<'_>, theirs: &Rule) {
     let ends = ["counter", "immediate", "target", "reject", "log"];
     let last = expressions.iter().rposition(|one| !ends.contains(&one.name.as_str()));
     let rest = expressions.iter().skip(last.map_or(0, |last| last + 1));
-    assert_eq!(ours.packets, rest.filter_map(|one| one.packets).last(), "{theirs:?}");
+    assert_eq!(ours.packets, rest.rev().find_map(|one| one.packets), "{theirs:?}");
     // Ports that are compared as they are.
     for (offset, ports) in [(0, ours.matches.from_ports), (2, ours.matches.to_ports)] {
         let pairs = expressions.iter().zip(expressions.iter().skip(1));
@@ -217,7 +217,7 @@ fn assert_same_rule(ours: &translate::Rule<'_>, theirs: &Rule) {
     let is_read = is_of_iptables(ours.family, &ours.table);
     match ours.illegible {
         Some((_, name)) => assert!(is_read && names.contains(&name), "{theirs:?}"),
-        None => assert!(!is_read || !names.iter().any(|name| is_odd(name)), "{theirs:?}"),
+        None => assert!(!is_read || !names.iter().any(is_odd), "{theirs:?}"),
     }
 }
 

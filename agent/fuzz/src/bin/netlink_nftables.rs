@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|payload: &[u8]| {
         summary.chain(&chain);
     }
     if let Ok(Some(rule)) = translate::rule(payload) {
-        let (family, name, handle) = (rule.family, rule.table, rule.handle);
+        let (family, name, handle) = (rule.family, rule.table.clone(), rule.handle);
         summary.table(&translate::Table { family, name, handle, owner: None });
         summary.rule(rule.clone());
         summary.rule(rule);
