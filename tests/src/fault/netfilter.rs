@@ -101,6 +101,27 @@ pub(super) const FAULTS: &[Fault] = &[
         ..HARMLESS
     },
     Fault {
+        name: "nft-range-in-iptables-table",
+        about: "an operator drops a range of ports with nft in the table that iptables-nft keeps, \
+                which the older one in calico-node's container prints as a drop of everything",
+        inject: |cluster| {
+            iptables_table(cluster)?;
+            reader(cluster, "calico-node", Age::Old)?;
+            sh(cluster, "nft 'add rule ip filter FORWARD tcp dport 2000-3000 drop'")?;
+            reader_says(cluster, "fine")
+        },
+        heal: no_iptables_table,
+        expected: &[says_itself(B, Code::NftRuleMisprinted, table("ip filter")).telling(&[
+            "table ip filter, chain FORWARD, handle",
+            "expression cmp is not read by iptables-nft before 1.8.8",
+            "iptables-nft 1.8.7 of calico-node (process ",
+            "in a container prints it so",
+        ])],
+        unlike: &[Code::NftTableIncompatible, Code::NftTableUnreadableBySome],
+        limits: TOOLS,
+        ..HARMLESS
+    },
+    Fault {
         name: "nft-set-in-iptables-table",
         about: "an operator drops two ports with nft in the table that iptables-nft keeps, which \
                 prints it as a drop of everything",
