@@ -23,9 +23,6 @@ use crate::published::Published;
 
 /// Updates folded in one go before the timer is looked at again.
 const BATCH: usize = 256;
-/// What the programs are to watch is worked out again after this long even if no
-/// table changed: peers may tell of other ports.
-const HOOKS_NS: u64 = 2 * SECOND;
 /// A source that has said nothing for this long does not hold up the first verdict.
 const FIRST_LOOK_NS: u64 = 10 * SECOND;
 
@@ -63,23 +60,24 @@ pub(crate) struct Plans {
 struct Hooks {
     plan: watch::Sender<Arc<HookPlan>>,
     from: Option<Snapshot>,
-    /// When what peers say of themselves was looked at last.
-    at: Mono,
 }
 
 impl Hooks {
+    /// Whether the tables that a plan is dear to make of are those of the last one.
     fn is_same(&self, snapshot: &Snapshot) -> bool {
-        let same = |one: Option<&Arc<_>>, other: Option<&Arc<_>>| match (one, other) {
-            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            (None, None) => true,
-            _ => false,
-        };
         self.from.as_ref().is_some_and(|from| {
             Arc::ptr_eq(&from.peers, &snapshot.peers)
                 && Arc::ptr_eq(&from.underlays, &snapshot.underlays)
-                && same(from.routes.seen(), snapshot.routes.seen())
-                && from.tunnels == snapshot.tunnels
-        }) && snapshot.now.mono.since(self.at) < HOOKS_NS
+                && is_one(from.routes.seen(), snapshot.routes.seen())
+                && is_one(from.tunnels.seen(), snapshot.tunnels.seen())
+        })
+    }
+
+    /// Whether the rest of the plan is as it would be made now: names of devices,
+    /// and the ports that peers tell of.
+    fn still_holds(&self, snapshot: &Snapshot) -> bool {
+        let plan = self.plan.borrow();
+        plan.devices == hooks::devices(snapshot) && plan.ports == hooks::ports(snapshot)
     }
 }
 
@@ -102,7 +100,7 @@ impl Assembler {
             awaited,
             addresses: (Arc::default(), Arc::default()),
             own: Arc::default(),
-            hooks: Hooks { plan: plans.hooks, from: None, at: Mono(0) },
+            hooks: Hooks { plan: plans.hooks, from: None },
             lookups: plans.lookups,
             losing: plans.losing,
             orders,
@@ -155,10 +153,10 @@ impl Assembler {
             requests,
             peers: self.addresses_of(&snapshot),
             own: self.own_status(&snapshot),
-            hops_of: Arc::new(self.assembly.losing().collect()),
+            hops_of: Arc::new(self.assembly.losing().clone()),
         };
         self.plan_hooks(&snapshot, &orders.peers);
-        let questions = lookups::plan(&snapshot, self.assembly.losing());
+        let questions = lookups::plan(&snapshot, self.assembly.losing().iter().copied());
         if !questions.0.is_empty() {
             self.lookups.send_replace(Arc::new(questions));
         }
@@ -172,7 +170,7 @@ impl Assembler {
 
     /// Tells the eBPF programs what to watch, when that may have changed.
     fn plan_hooks(&mut self, snapshot: &Snapshot, addresses: &HashMap<IpAddr, PeerId>) {
-        if self.hooks.is_same(snapshot) {
+        if self.hooks.is_same(snapshot) && self.hooks.still_holds(snapshot) {
             return;
         }
         self.hooks.from = Some(Snapshot {
@@ -182,7 +180,6 @@ impl Assembler {
             tunnels: snapshot.tunnels.clone(),
             ..Snapshot::default()
         });
-        self.hooks.at = snapshot.now.mono;
         let plan = hooks::plan(snapshot, addresses.iter().map(|(&ip, &peer)| (ip, peer)));
         self.hooks.plan.send_if_modified(|known| {
             let is_new = **known != plan;
@@ -212,6 +209,15 @@ impl Assembler {
             self.own = Arc::new(own);
         }
         Arc::clone(&self.own)
+    }
+}
+
+/// Whether both are the same collection, or neither is known.
+fn is_one<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }
 

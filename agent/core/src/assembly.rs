@@ -4,7 +4,7 @@ mod answers;
 mod fold;
 mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -145,7 +145,7 @@ impl Assembly {
     }
 
     /// Peers to which something was lost in the last seconds.
-    pub fn losing(&self) -> impl Iterator<Item = PeerId> {
+    pub const fn losing(&self) -> &BTreeSet<PeerId> {
         self.outcomes.losing()
     }
 
@@ -356,7 +356,10 @@ impl Assembly {
             &evidence,
             |peer| self.outcomes.status(peer).map(|(_, status)| status),
         );
-        self.peers = Arc::new(peers);
+        // The same value while they are the same: much is worked out from it.
+        if *self.peers != peers {
+            self.peers = Arc::new(peers);
+        }
         self.peers_from = Some(inputs);
         true
     }
@@ -379,7 +382,7 @@ impl Assembly {
             .collect();
         found.sort_unstable();
         found.dedup();
-        if !found.is_empty() {
+        if !found.is_empty() && *self.underlays != found {
             self.underlays = Arc::new(found);
         }
     }

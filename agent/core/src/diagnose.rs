@@ -171,6 +171,7 @@ fn light(snapshot: &Snapshot) -> Snapshot {
         rules: Fact::default(),
         neighbours: Fact::default(),
         fdb: Fact::default(),
+        kernel: Fact::default(),
         lookups: Fact::default(),
         peers: Arc::default(),
         pairs: std::collections::BTreeMap::new(),

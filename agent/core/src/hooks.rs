@@ -1,6 +1,6 @@
 //! What the eBPF programs are to watch: a function of what was observed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -19,6 +19,13 @@ pub fn plan(
     snapshot: &Snapshot,
     addresses: impl IntoIterator<Item = (IpAddr, PeerId)>,
 ) -> HookPlan {
+    let peers = pods(snapshot).chain(addresses.into_iter().map(|(a, peer)| (a.into(), peer)));
+    HookPlan { devices: devices(snapshot), ports: ports(snapshot), peers: peers.collect() }
+}
+
+/// The devices of the plan.
+#[must_use]
+pub fn devices(snapshot: &Snapshot) -> Vec<HookedDevice> {
     let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
     let links = snapshot.links.seen();
     let device = |index: IfIndex, tunnel: Option<Encapsulation>| {
@@ -33,6 +40,14 @@ pub fn plan(
         .collect();
     devices.sort_unstable();
     devices.dedup_by_key(|device| device.index);
+    devices
+}
+
+/// The ports of the plan: those that are usual, of this node's tunnels, and of
+/// those that peers tell of.
+#[must_use]
+pub fn ports(snapshot: &Snapshot) -> BTreeSet<u16> {
+    let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
     let own = tunnels.iter().map(|tunnel| tunnel.encapsulation);
     let led = snapshot.peers.iter().flat_map(|p| p.tunnels.iter().map(|t| t.encapsulation));
     let told = snapshot.pairs.values().filter_map(|pair| pair.status.as_ref());
@@ -41,8 +56,7 @@ pub fn plan(
         Encapsulation::Vxlan(port) => Some(port),
         Encapsulation::Ipip => None,
     });
-    let peers = pods(snapshot).chain(addresses.into_iter().map(|(a, peer)| (a.into(), peer)));
-    HookPlan { devices, ports: ports.chain(USUAL_PORTS).collect(), peers: peers.collect() }
+    ports.chain(USUAL_PORTS).collect()
 }
 
 /// Networks that routes through a tunnel lead to, with the peer that the next

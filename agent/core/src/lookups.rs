@@ -38,9 +38,8 @@ pub fn plan(snapshot: &Snapshot, losing: impl IntoIterator<Item = PeerId>) -> Lo
     }
     // What was asked longest ago comes first, and what never was before that.
     let order = |(at, peer): &(Option<Mono>, &Peer)| (*at, peer.id);
-    lost.sort_unstable_by_key(order);
-    others.sort_unstable_by_key(order);
-    lost.truncate(LOSING_PER_TICK);
+    foremost(&mut lost, LOSING_PER_TICK, order);
+    foremost(&mut others, PEERS_PER_TICK, order);
     let peers: Vec<&Peer> =
         lost.into_iter().chain(others).map(|(_, peer)| peer).take(PEERS_PER_TICK).collect();
     if peers.is_empty() {
@@ -53,6 +52,15 @@ pub fn plan(snapshot: &Snapshot, losing: impl IntoIterator<Item = PeerId>) -> Lo
         (!questions.is_empty()).then_some((peer.id, questions))
     });
     LookupPlan(questions.collect())
+}
+
+/// Keeps the first `count` in order, without sorting all the others.
+fn foremost<T, K: Ord>(all: &mut Vec<T>, count: usize, key: impl Fn(&T) -> K) {
+    if all.len() > count {
+        all.select_nth_unstable_by_key(count, &key);
+        all.truncate(count);
+    }
+    all.sort_unstable_by_key(key);
 }
 
 /// The peer's tunnel addresses and one of its pods' addresses, from the host, and

@@ -92,7 +92,7 @@ pub struct StreamView {
     /// What passed this node's own hops, as far as it was read since something
     /// was lost.
     #[serde(default)]
-    pub climb: Option<Climb>,
+    pub climb: Option<Box<Climb>>,
     /// The latest refusal of the local kernel in the recent window, and how many there were.
     pub refused: Option<(SendError, u32)>,
     /// The latest ICMP unreachable in the recent window: code and sender.
@@ -186,9 +186,10 @@ pub struct Total {
 /// One peer as rules, metrics and reports see it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairView {
-    /// Its streams.
+    /// Its streams. Boxed, since a map makes room for eleven values at a time, and
+    /// a peer has two to four.
     #[serde(with = "crate::record::map_as_pairs")]
-    pub streams: BTreeMap<Stream, StreamView>,
+    pub streams: BTreeMap<Stream, Box<StreamView>>,
     /// What the peer last said of itself, and when.
     pub status: Option<(Mono, PeerStatus)>,
     /// When a request of the peer last arrived here: its agent lives, and so

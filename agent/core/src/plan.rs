@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::diagnose::Diagnosis;
 use crate::model::{Encapsulation, Peer, PeerId, Tunnel};
+use crate::pairs::PairView;
 use crate::probing::{ProbeRequest, Stream};
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
@@ -76,8 +77,8 @@ impl Planner {
     ) {
         let now = snapshot.now.mono;
         self.bursts.retain(|_, at| now.since(*at) < BURST_PAUSE_NS);
-        for peer in snapshot.peers.iter() {
-            let Some(pair) = snapshot.pairs.get(&peer.id) else { continue };
+        for (peer, pair) in snapshot.peers_and_pairs() {
+            let Some(pair) = pair else { continue };
             let silent = pair.streams.get(&Stream::Underlay).is_some_and(|u| u.run.lost() > 0);
             if silent {
                 // Tells a silent agent from a silent network, at any time.
@@ -87,10 +88,10 @@ impl Planner {
             }
         }
         let mut suspects: Vec<&Peer> = snapshot
-            .peers
-            .iter()
+            .peers_and_pairs()
+            .filter(|(peer, pair)| pair.is_some_and(|pair| is_suspect(pair, diagnosis, peer.id)))
+            .map(|(peer, _)| peer)
             .filter(|peer| !self.bursts.contains_key(&peer.id))
-            .filter(|peer| is_suspect(snapshot, diagnosis, peer.id))
             .collect();
         // Another pair first at each tick, so that many suspects share the bursts.
         let tick = now.0 / (u64::from(TICK_MS) * 1_000_000);
@@ -103,8 +104,7 @@ impl Planner {
 }
 
 /// A pair is suspect while it lost something lately that no finding explains.
-fn is_suspect(snapshot: &Snapshot, diagnosis: &Diagnosis, peer: PeerId) -> bool {
-    let Some(pair) = snapshot.pairs.get(&peer) else { return false };
+fn is_suspect(pair: &PairView, diagnosis: &Diagnosis, peer: PeerId) -> bool {
     let suspicious = pair.streams.values().any(|view| view.suspicious);
     suspicious && !diagnosis.findings.iter().any(|a| a.finding.subject.peer() == Some(peer))
 }

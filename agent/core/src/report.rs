@@ -176,7 +176,7 @@ fn peer_report(snapshot: &Snapshot, diagnosis: &Diagnosis, peer: &Peer) -> PeerR
                 round_trip: view.round_trip,
                 delivered: delivered(stream),
                 peer_climb: peer_climb(stream),
-                climb: view.climb,
+                climb: view.climb.as_deref().copied(),
                 places: view.places.clone(),
             })
             .collect(),

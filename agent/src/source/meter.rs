@@ -1,13 +1,16 @@
 //! The one wrapper around every run of a source.
 
-use std::thread;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, SourceReport, Update};
 use overlaywatch_core::fact::Gap;
 use tokio::sync::mpsc::Sender;
 
-use super::{ATTENTION, SourceError};
+use super::SourceError;
 use crate::clock;
 
 /// The receiving end of the updates is gone: the thread has nothing left to do.
@@ -58,17 +61,31 @@ pub(super) fn disabled(updates: &Sender<Update>, source: SourceId) -> Result<(),
     send(updates, Update::Source(SourceReport { source, gap, detail, duration_ns: 0 }))
 }
 
-/// Sleeps, in slices short enough to notice that nobody listens.
-pub(super) fn pause(mut left: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
-    while !left.is_zero() {
-        if updates.is_closed() {
+/// Rouses the thread that it is of.
+struct Rouse(Thread);
+
+impl Wake for Rouse {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Sleeps, until nobody listens any more at the longest: a thread that looked for
+/// that by itself would wake for nothing most of the time.
+pub(super) fn pause(pause: Duration, updates: &Sender<Update>) -> Result<(), Closed> {
+    let waker = Waker::from(Arc::new(Rouse(thread::current())));
+    let mut closed = pin!(updates.closed());
+    let end = clock::mono().plus(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+    loop {
+        if closed.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
             return Err(Closed);
         }
-        let slice = left.min(ATTENTION);
-        thread::sleep(slice);
-        left -= slice;
+        let left = end.since(clock::mono());
+        if left == 0 {
+            return Ok(());
+        }
+        thread::park_timeout(Duration::from_nanos(left));
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -98,6 +115,15 @@ mod tests {
         assert!(matches!(receiver.blocking_recv(), Some(Update::PeersFile(None))));
         let Some(Update::Source(report)) = receiver.blocking_recv() else { panic!("no report") };
         assert_eq!(report.gap, None);
+    }
+
+    #[test]
+    fn a_pause_lasts_its_time_or_ends_with_whoever_listens() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        assert_eq!(pause(Duration::from_millis(1), &sender), Ok(()));
+        let pausing = thread::spawn(move || pause(Duration::from_secs(3_600), &sender));
+        drop(receiver);
+        assert_eq!(pausing.join().unwrap(), Err(Closed));
     }
 
     #[test]

@@ -40,8 +40,8 @@ use tokio::sync::watch;
 pub use error::SourceError;
 pub use meter::Closed;
 
-/// How often a thread looks whether anybody still listens: the longest that
-/// [`Handle::join`] waits for an idle one.
+/// How often a thread that waits for events looks whether anybody still listens:
+/// the longest that [`Handle::join`] waits for an idle one.
 const ATTENTION: Duration = Duration::from_millis(500);
 
 /// What to read and how often.

@@ -178,8 +178,9 @@ pub(crate) fn snapshot(fates: &[Fate]) -> Snapshot {
             Fate::DeadOutbound => stream(12, 0),
             Fate::Unproved => continue,
         };
-        let streams =
-            BTreeMap::from([(Stream::Underlay, stream(0, 60)), (Stream::Small(VXLAN), small)]);
+        let streams = [(Stream::Underlay, stream(0, 60)), (Stream::Small(VXLAN), small)]
+            .map(|(stream, view)| (stream, Box::new(view)));
+        let streams = BTreeMap::from(streams);
         let view = PairView { streams, status: None, last_asked: None };
         snapshot.pairs.insert(PeerId(underlay(peer)), Arc::new(view));
     }

@@ -33,7 +33,8 @@ const LIVELY_NS: u64 = 10 * SECOND;
 
 #[derive(Debug, Default)]
 struct PairState {
-    streams: BTreeMap<Stream, StreamState>,
+    /// Boxed, since a map makes room for eleven values at a time.
+    streams: BTreeMap<Stream, Box<StreamState>>,
     status: Option<(Mono, PeerStatus)>,
     /// When the request was sent that `status` answers.
     status_asked: Mono,
@@ -51,6 +52,8 @@ pub(crate) struct Outcomes {
     pairs: BTreeMap<PeerId, PairState>,
     /// Pairs in which something is still to be decided; the others are left alone.
     unsettled: BTreeSet<PeerId>,
+    /// Pairs that lost something of which the windows may still know.
+    losing: BTreeSet<PeerId>,
     /// Until when the prober has told everything that it received.
     horizon: Mono,
     discounted_until: Option<Mono>,
@@ -97,21 +100,30 @@ impl Outcomes {
     pub(crate) fn settle(&mut self) {
         let horizon = self.horizon;
         let discounted_until = self.discounted_until;
-        let pairs = &mut self.pairs;
+        let (pairs, losing) = (&mut self.pairs, &mut self.losing);
         self.unsettled.retain(|peer| {
-            let Some(pair) = pairs.get_mut(peer) else { return false };
+            let Some(pair) = pairs.get_mut(peer) else {
+                losing.remove(peer);
+                return false;
+            };
             let timeout = pair.timeout_ns();
             let told = told(pair.status.as_ref(), pair.status_asked);
             for (&stream, state) in &mut pair.streams {
                 pair.dirty |= state.settle(stream, timeout, horizon, discounted_until, told);
             }
-            !pair.streams.values().all(StreamState::is_settled)
+            if pair.streams.values().any(|state| state.is_losing()) {
+                losing.insert(*peer);
+            } else {
+                losing.remove(peer);
+            }
+            !pair.streams.values().all(|state| state.is_settled())
         });
     }
 
     /// Forgets all pairs but these.
     pub(crate) fn retain(&mut self, keep: impl Fn(PeerId) -> bool) {
         self.pairs.retain(|&peer, _| keep(peer));
+        self.losing.retain(|&peer| keep(peer));
     }
 
     /// What the peer last said of itself.
@@ -140,7 +152,11 @@ impl Outcomes {
             let age = if now.since(pair.touched) < LIVELY_NS { VIEW_AGE_NS } else { IDLE_AGE_NS };
             if pair.dirty || now.since(pair.viewed) >= age {
                 pair.view = Arc::new(PairView {
-                    streams: pair.streams.iter().map(|(&s, state)| (s, state.view(now))).collect(),
+                    streams: pair
+                        .streams
+                        .iter()
+                        .map(|(&stream, state)| (stream, Box::new(state.view(now))))
+                        .collect(),
                     status: pair.status.clone(),
                     last_asked: pair.last_asked,
                 });
@@ -162,21 +178,20 @@ impl Outcomes {
     /// This node's own hops were read.
     fn climbed(&mut self, peer: PeerId, at: Mono, climbs: Vec<(Stream, Climb)>) {
         let Some(pair) = self.pairs.get_mut(&peer) else { return };
+        self.unsettled.insert(peer);
         let told = told(pair.status.as_ref(), pair.status_asked);
         for (stream, climb) in climbs {
             if let Some(state) = pair.streams.get_mut(&stream) {
-                state.climb = Some((at, climb));
+                state.climb = Some(Box::new((at, climb)));
                 pair.dirty |= state.place(stream, told);
             }
         }
     }
 
-    /// Peers whose hops are worth reading: something of theirs was lost lately.
-    pub(crate) fn losing(&self) -> impl Iterator<Item = PeerId> {
-        self.pairs
-            .iter()
-            .filter(|(_, pair)| pair.streams.values().any(StreamState::is_losing))
-            .map(|(&peer, _)| peer)
+    /// Peers whose hops are worth reading: something of theirs was lost lately, as
+    /// it stood when outcomes were settled.
+    pub(crate) const fn losing(&self) -> &BTreeSet<PeerId> {
+        &self.losing
     }
 
     fn observed(&mut self, at: Mono, lag_ns: u64, socket_drops: u32) {

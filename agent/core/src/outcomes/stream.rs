@@ -75,7 +75,7 @@ pub(super) struct StreamState {
     pub(super) unreachable: Option<(Mono, u8, IpAddr)>,
     inbound_tail: Option<InboundTail>,
     /// What passed this node's own hops, and when that was read.
-    pub(super) climb: Option<(Mono, Climb)>,
+    pub(super) climb: Option<Box<(Mono, Climb)>>,
     /// Losses of the last minute that are no longer among the probes.
     placed: VecDeque<(Mono, Direction, Segment)>,
 }
@@ -268,7 +268,7 @@ impl StreamState {
     /// not; whether that changed anything.
     pub(super) fn place(&mut self, stream: Stream, told: Option<Told<'_>>) -> bool {
         let mut changed = false;
-        let hops = Hops { stream, own: self.climb, told };
+        let hops = Hops { stream, own: self.climb.as_deref().copied(), told };
         for position in 0..self.probes.len() {
             let Some(&probe) = self.probes.get(position) else { continue };
             let Some(seq) = probe.seq else { continue };
@@ -475,7 +475,7 @@ impl StreamState {
                 .filter(|tail| now.since(tail.told) <= RECENT_NS)
                 .map_or(0, |tail| tail.unseen),
             places: self.places(now),
-            climb: self.climb.map(|(_, climb)| climb),
+            climb: self.climb.as_ref().map(|known| Box::new(known.1)),
             refused: self.refused.back().map(|(_, error)| (*error, refusals)),
             unreachable: self
                 .unreachable

@@ -40,6 +40,10 @@ pub(super) fn dropped<'a>(
             && !drop.site.is_of_socket()
     };
     let drops: u64 = sum(&mut counts.drops.iter().filter(is_live).map(|drop| drop.lately));
+    // As a rule there is nothing, and the traffic is that of all peers.
+    if drops < LIVE_DROPS {
+        return None;
+    }
     let passed = |way: bool| -> u64 {
         let with_peer = counts.traffic.iter().filter(|t| t.peer == peer.id.0);
         let here = with_peer.filter(|t| t.encapsulation == leads.encapsulation);
@@ -47,7 +51,7 @@ pub(super) fn dropped<'a>(
     };
     // What leaves is counted after the drop, what comes in before it.
     let all = if outbound { drops.saturating_add(passed(true)) } else { passed(false).max(drops) };
-    if drops < LIVE_DROPS || drops.saturating_mul(100) < all.saturating_mul(LIVE_SHARE) {
+    if drops.saturating_mul(100) < all.saturating_mul(LIVE_SHARE) {
         return None;
     }
     let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;

@@ -285,7 +285,7 @@ impl Context<'_> {
 
     /// The stream, if a probe of it was ever sent.
     fn stream(&self, peer: &Peer, stream: Stream) -> Option<&StreamView> {
-        self.pair(peer)?.streams.get(&stream)
+        self.pair(peer)?.streams.get(&stream).map(AsRef::as_ref)
     }
 
     fn answered_lately(&self, view: &StreamView) -> bool {

@@ -30,7 +30,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let lossy: Vec<&Peer> = context
         .now
         .peers_and_pairs()
-        .filter(|(_, pair)| pair.is_some_and(|p| p.streams.values().any(StreamView::is_lossy)))
+        .filter(|(_, pair)| pair.is_some_and(|p| p.streams.values().any(|view| view.is_lossy())))
         .map(|(peer, _)| peer)
         .collect();
     if lossy.is_empty() {
@@ -70,7 +70,7 @@ fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
         .iter()
         .filter(|peer| !peer.has_departed())
         .filter_map(|peer| context.now.pairs.get(&peer.id))
-        .flat_map(|pair| pair.streams.values())
+        .flat_map(|pair| pair.streams.values().map(AsRef::as_ref))
         .filter(|view| view.run.lost() > 0 || context.answered_lately(view))
         .collect();
     let peers = context

@@ -47,8 +47,8 @@ fn paths<'a>(snapshot: &'a Snapshot, peer: &Peer) -> Vec<Path<'a>> {
         .into_iter()
         .flatten()
         .filter_map(|(stream, view)| match stream {
-            Stream::Underlay => Some((None, view)),
-            Stream::Small(encapsulation) => Some((Some(*encapsulation), view)),
+            Stream::Underlay => Some((None, &**view)),
+            Stream::Small(encapsulation) => Some((Some(*encapsulation), &**view)),
             Stream::Full(_) | Stream::Echo => None,
         })
         .collect()
