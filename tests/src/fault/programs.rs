@@ -97,14 +97,14 @@ pub(super) const FAULTS: &[Fault] = &[
             nft(
                 cluster,
                 &format!(
-                    "add table bridge offload\n\
-                 add chain bridge offload breaks {{ type filter hook forward priority 0; }}\n\
-                 add rule bridge offload breaks {rule}\n"
+                    "add table bridge overlaywatch\n\
+                 add chain bridge overlaywatch breaks {{ type filter hook forward priority 0; }}\n\
+                 add rule bridge overlaywatch breaks {rule}\n"
                 ),
             )
         },
         heal: |cluster| {
-            nft(cluster, "delete table bridge offload\n")?;
+            nft(cluster, "delete table bridge overlaywatch\n")?;
             [A, B, C].into_iter().try_for_each(|node| checksums(cluster, node, true))
         },
         breaks: &[pods(A, B), pods(C, B)],
