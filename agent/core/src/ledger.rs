@@ -97,13 +97,22 @@ impl Ledger {
             .entries
             .iter()
             .map(|(key, entry)| {
-                let parent = key
+                let mut causes = key
                     .code
                     .entry()
                     .parents()
                     .flat_map(|code| self.causes(code, &key.subject))
-                    .find(|(_, cause)| explains(&cause.finding, &entry.finding))
-                    .map(|(cause, _)| cause.clone());
+                    .filter(|(_, cause)| explains(&cause.finding, &entry.finding));
+                let first = causes.next();
+                // What is in force already would have no cause in force while a
+                // likelier one is not yet sure of itself.
+                let parent = match first {
+                    Some((_, cause)) if entry.raised && !cause.raised => {
+                        causes.find(|(_, cause)| cause.raised).or(first)
+                    }
+                    _ => first,
+                };
+                let parent = parent.map(|(cause, _)| cause.clone());
                 (key.clone(), parent)
             })
             .collect();
