@@ -226,3 +226,6 @@ const fn place(is_ingress: bool, form: DropForm) -> (Direction, Segment) {
     let direction = if is_ingress { Direction::Inbound } else { Direction::Outbound };
     (direction, Segment { from, to })
 }
+
+#[cfg(test)]
+mod tests;
