@@ -47,7 +47,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 10,
         parents: &[DEVICES],
         meaning: "This node's kernel drops packets of other nodes because their UDP or TCP checksum is wrong. As a rule an offload of checksums is to blame, on the sender or in between: a NIC or a hypervisor that computes none for encapsulated packets, or a kernel before 5.6.13, 5.4.41, 4.19.123 and 4.14.181, which leaves it out for packets to a service that go through VXLAN (they come through after 1, 3, 7 or 63 seconds).",
-        remedy: "On the sender, `ethtool -K {device} tx-checksum-ip-generic off` for its tunnel device, then `ethtool -K NIC tx off` for the NIC below it; see whether this ends it, and bring kernel and driver up to date. What rewrites packets on the way (a nftables rule with `checksum set`, a middlebox) does the same.",
+        remedy: "On the node that sends them: `ethtool -K flannel.1 tx-checksum-ip-generic off`, or whatever its tunnel device is called, then `ethtool -K eth0 tx off` for the NIC below it. If that ends it, bring its kernel, or its NIC's driver and firmware, up to date; the evidence has those of this node. What rewrites packets on the way (a rule of nftables with `checksum set`, a middlebox) does the same.",
     },
     Entry {
         code: Code::SoftirqBacklog,

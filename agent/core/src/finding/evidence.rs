@@ -380,7 +380,6 @@ impl Evidence {
             Self::ConntrackTable { max, .. } => {
                 vec![("{limit}", max.saturating_mul(2).to_string())]
             }
-            Self::Nic(nic) => vec![("{nic}", nic.device.clone())],
             Self::NeighbourTable { v6, entries, limit, .. } => {
                 let limit = limit.unwrap_or(1024).max(*entries).saturating_mul(4);
                 let sysctl = |name: &str, value: u32| {
