@@ -38,9 +38,7 @@ impl Way {
 /// # Errors
 /// Without CAP_NET_ADMIN in the namespace, or on a kernel without clsact.
 pub fn drop_udp(netns: &Netns, way: Way, port: u16) -> Result<()> {
-    if !has_clsact(netns)? {
-        netns.tc(&format!("qdisc add dev {DEVICE} clsact\n"))?;
-    }
+    prepare(netns)?;
     netns.tc(&format!(
         "filter add dev {DEVICE} {} pref {PREFERENCE} bpf bytecode \"{}\" direct-action\n",
         way.name(),
@@ -55,6 +53,14 @@ pub fn drop_udp(netns: &Netns, way: Way, port: u16) -> Result<()> {
 /// When nothing was dropped there.
 pub fn pass(netns: &Netns, way: Way) -> Result<()> {
     netns.tc(&format!("filter del dev {DEVICE} {} pref {PREFERENCE}\n", way.name()))
+}
+
+/// Makes the place for filters on the node's NIC, unless it is there.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN in the namespace, or on a kernel without clsact.
+pub(crate) fn prepare(netns: &Netns) -> Result<()> {
+    if has_clsact(netns)? { Ok(()) } else { netns.tc(&format!("qdisc add dev {DEVICE} clsact\n")) }
 }
 
 fn has_clsact(netns: &Netns) -> Result<bool> {

@@ -5,6 +5,7 @@ mod cni;
 mod evidence;
 mod ipset;
 mod netfilter;
+mod program;
 
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Encapsulation, IfIndex, PeerId};
+use crate::model::{Encapsulation, IfIndex, Nic, PeerId};
 use crate::probing::Stream;
 
 /// How far back "lately" reaches: the age that makes a count growth, seconds.
@@ -30,6 +30,9 @@ pub struct KernelCounts {
     /// Programs and filters of others on these devices.
     #[serde(default)]
     pub foreign: Vec<ForeignProgram>,
+    /// What drives these devices.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
 }
 
 /// A program or filter that somebody else attached to a device.
@@ -39,7 +42,8 @@ pub struct ForeignProgram {
     pub device: String,
     /// It sees packets that come in; else those that go out.
     pub is_ingress: bool,
-    /// How it is attached: `tcx`, or a filter's kind as tc(8) prints it.
+    /// How it is attached: `tcx`, a filter's kind as tc(8) prints it, or one of
+    /// [`XDP_KINDS`].
     pub kind: String,
     /// Its name; none where it has none or the kernel does not tell.
     pub name: Option<String>,
@@ -51,7 +55,23 @@ pub struct ForeignProgram {
     pub handle: Option<u32>,
 }
 
+/// How an XDP program is attached: in the driver, in the kernel's generic way, in
+/// the device itself; as ip-link(8) prints it.
+pub const XDP_KINDS: [&str; 3] = ["xdp", "xdpgeneric", "xdpoffload"];
+
 impl ForeignProgram {
+    /// Whether it runs before everything else, traffic control included.
+    #[must_use]
+    pub fn is_xdp(&self) -> bool {
+        XDP_KINDS.contains(&self.kind.as_str())
+    }
+
+    /// Whether it drops what no packet is yet, so that no kernel says a word.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.is_xdp() && self.kind != "xdpgeneric"
+    }
+
     /// Its side, as tc(8) names it.
     #[must_use]
     pub const fn side(&self) -> &'static str {
@@ -72,7 +92,8 @@ impl fmt::Display for ForeignProgram {
         if let Some(name) = &self.name {
             write!(f, " {name}")?;
         }
-        self.id.map_or(Ok(()), |id| write!(f, " id {id}"))
+        // Of XDP there is one on each device, whatever its number now.
+        self.id.filter(|_| !self.is_xdp()).map_or(Ok(()), |id| write!(f, " id {id}"))
     }
 }
 
@@ -144,6 +165,20 @@ const SOCKET_FUNCTIONS: [&str; 5] =
     ["__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "ping_rcv"];
 
 impl DropSite {
+    /// Whether an XDP program dropped it when it was a packet already. Kernels give
+    /// a reason only where a redirect fails, the rest is told by the function:
+    /// `do_xdp_generic`, `netif_receive_generic_xdp` (net/core/dev.c),
+    /// `veth_xdp_rcv_skb` (drivers/net/veth.c).
+    #[must_use]
+    pub fn is_of_xdp(&self) -> bool {
+        let by_function = self.function.as_ref().is_some_and(|name| name.contains("xdp"));
+        match self.reason.as_deref() {
+            Some("XDP") => true,
+            Some("NOT_SPECIFIED") | None => by_function,
+            Some(_) => false,
+        }
+    }
+
     /// Whether the packet had come where it was sent, and nobody there wanted
     /// it: no port is open, or the program reads too slowly. That is no matter
     /// of the network's. Wrong checksums are.

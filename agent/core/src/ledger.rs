@@ -97,13 +97,22 @@ impl Ledger {
             .entries
             .iter()
             .map(|(key, entry)| {
-                let parent = key
+                let mut causes = key
                     .code
                     .entry()
                     .parents()
                     .flat_map(|code| self.causes(code, &key.subject))
-                    .find(|(_, cause)| explains(&cause.finding, &entry.finding))
-                    .map(|(cause, _)| cause.clone());
+                    .filter(|(_, cause)| explains(&cause.finding, &entry.finding));
+                let first = causes.next();
+                // What is in force already would have no cause in force while a
+                // likelier one is not yet sure of itself.
+                let parent = match first {
+                    Some((_, cause)) if entry.raised && !cause.raised => {
+                        causes.find(|(_, cause)| cause.raised).or(first)
+                    }
+                    _ => first,
+                };
+                let parent = parent.map(|(cause, _)| cause.clone());
                 (key.clone(), parent)
             })
             .collect();
@@ -198,5 +207,55 @@ fn covers(wide: &Subject, narrow: &Subject) -> bool {
             Subject::Pair { peer: narrow, encapsulation: one },
         ) => wide == narrow && (any.is_none() || one.is_none() || any == one),
         (Subject::Pair { .. }, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Confidence;
+    use crate::model::{Encapsulation, PeerId};
+
+    fn finding(code: Code, subject: Subject) -> Finding {
+        Finding {
+            code,
+            subject,
+            direction: Some(Direction::Outbound),
+            hop: None,
+            evidence: Vec::new(),
+            confidence: Confidence::Certain,
+        }
+    }
+
+    #[test]
+    fn a_consequence_in_force_always_has_a_cause_in_force() {
+        let pair = || Subject::Pair {
+            peer: PeerId([10, 0, 0, 12].into()),
+            encapsulation: Some(Encapsulation::Vxlan(8472)),
+        };
+        let queue = finding(Code::QdiscDrops, Subject::Device { name: "flannel.1".to_owned() });
+        let loss = finding(Code::UnexplainedLoss, pair());
+        let likelier = finding(Code::LocalOutputDrop, pair());
+        let mut ledger = Ledger::default();
+        for second in 0..8 {
+            let mut findings = vec![queue.clone(), loss.clone()];
+            if second >= 4 {
+                findings.push(likelier.clone());
+            }
+            let now = Now { mono: Mono(second * SECOND), ..Now::default() };
+            let active = ledger.update(now, Verdicts { findings, blind: Vec::new() });
+            for parent in active.iter().filter_map(|active| active.parent.as_ref()) {
+                let is_in_force = active.iter().any(|cause| cause.finding.key() == *parent);
+                assert!(is_in_force, "second {second}: {parent:?} is not in force");
+            }
+            let of_loss = active.iter().find(|active| active.finding.code == loss.code);
+            let cause = of_loss.and_then(|active| active.parent.as_ref()).map(|key| key.code);
+            let expected = match second {
+                0 | 1 => None,
+                2..=5 => Some(Code::QdiscDrops),
+                _ => Some(Code::LocalOutputDrop),
+            };
+            assert_eq!(cause, expected, "second {second}");
+        }
     }
 }

@@ -159,7 +159,7 @@ pub(super) const FAULTS: &[Fault] = &[
         // The sender is told that the queue is full (ENOBUFS), so that there it is
         // no loss of the path.
         counted: &[may_speak(A, B), may_speak(A, C)],
-        unlike: &[Code::ForeignProgramDrops, Code::EncapsulationLost],
+        unlike: &[Code::ForeignProgramDrops, Code::EncapsulationLost, Code::SoftirqBacklog],
         ..PLAIN
     },
     Fault {

@@ -9,6 +9,7 @@ mod firewall;
 mod host;
 mod ipset;
 mod netfilter;
+mod programs;
 mod quiet;
 mod routing;
 mod sessions;
@@ -141,6 +142,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     [
         underlay::FAULTS,
         firewall::FAULTS,
+        programs::FAULTS,
         netfilter::FAULTS,
         tunnel::FAULTS,
         tables::FAULTS,
@@ -296,9 +298,14 @@ mod tests {
         assert_eq!(of_a[0].hops, expected::WIRE);
     }
 
+    /// What only a whole machine has: its tables and limits are those of the first
+    /// network namespace, which the lab leaves alone. Unit tests and cases made by
+    /// hand stand for a fault.
+    const MACHINE_WIDE: [Code; 2] = [Code::NeighbourTableOverflow, Code::SoftirqBacklog];
+
     #[test]
     fn every_code_is_raised_by_a_fault_and_denied_by_another() {
-        for entry in CATALOG {
+        for entry in CATALOG.iter().filter(|entry| !MACHINE_WIDE.contains(&entry.code)) {
             let raised = |fault: &Fault| fault.expected.iter().any(|e| e.code == Some(entry.code));
             assert!(all().any(raised), "nothing raises {}", entry.slug);
             let denied = |fault: &Fault| fault.unlike.contains(&entry.code);

@@ -52,7 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: FROM_A_TO_B,
         spares: OTHERS,
         expected: &cannot_send(Code::VtepNeighbourMissing, LOCAL_STACK),
-        unlike: &[Code::FdbMissing],
+        unlike: &[Code::FdbMissing, Code::NeighbourTableOverflow],
         ..PLAIN
     },
     Fault {

@@ -31,8 +31,14 @@ pub(super) const ROUTING: &[Code] =
 /// The peer's kernel itself says that it does not take the encapsulation.
 pub(super) const REFUSED: &[Code] = &[Code::EncapsulationRefused];
 /// Something on this node drops packets.
-pub(super) const DROPPERS: &[Code] =
-    &[Code::ConntrackFull, Code::ForeignProgramDrops, Code::QdiscDrops];
+pub(super) const DROPPERS: &[Code] = &[
+    Code::ConntrackFull,
+    Code::ForeignProgramDrops,
+    Code::QdiscDrops,
+    Code::ChecksumErrors,
+    Code::SoftirqBacklog,
+    Code::NeighbourTableOverflow,
+];
 /// This node's own filters.
 pub(super) const FILTERS: &[Code] = &[Code::EncapsulationFiltered, Code::ForwardPolicyDrop];
 /// More is lost already on a layer below.

@@ -172,6 +172,14 @@ pub enum Code {
     RulesFlood,
     /// An iptables that no agent is known to use cannot read a table.
     NftTableUnreadableBySome,
+    /// A program of Cilium is on one hook twice.
+    CiliumProgramTwice,
+    /// Packets of peers come with a wrong checksum.
+    ChecksumErrors,
+    /// CPUs drop packets that they have no time to receive.
+    SoftirqBacklog,
+    /// The kernel's table of neighbours is full.
+    NeighbourTableOverflow,
 }
 
 /// The one description of a code.

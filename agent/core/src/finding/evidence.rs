@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CniEvidence, Filtered, SetEvidence};
+use super::{CniEvidence, Filtered, SetEvidence, program};
 use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 use crate::ladder::{Direction, Hop};
 use crate::model::{
-    Encapsulation, Mac, Module, NeighbourState, PolicyRule, RouteAnswer, RouteKind, SessionState,
+    Encapsulation, Mac, Module, NeighbourState, Nic, PolicyRule, RouteAnswer, RouteKind,
+    SessionState,
 };
 use crate::probing::{SendError, Stream};
 
@@ -262,6 +263,36 @@ pub enum Evidence {
         /// How many, lately.
         packets: u64,
     },
+    /// A program of somebody else that drops without a trace, if it drops.
+    ProgramUnseen {
+        /// The program.
+        program: ForeignProgram,
+    },
+    /// One of several programs of one kind on one hook.
+    ProgramTwice {
+        /// The program.
+        program: ForeignProgram,
+    },
+    /// What drives a device.
+    Nic(Nic),
+    /// A table of neighbours that takes no more.
+    NeighbourTable {
+        /// Of IPv6; else of IPv4.
+        v6: bool,
+        /// Entries in it, of all namespaces.
+        entries: u32,
+        /// The most that there may be; none where it cannot be read.
+        limit: Option<u32>,
+        /// How often an entry was refused, in the last seconds.
+        refused: u64,
+    },
+    /// Backlogs of CPUs that took no more, of the whole machine.
+    Backlog {
+        /// Packets dropped, in the last seconds.
+        dropped: u64,
+        /// Times a CPU had more to receive than it may at once, in the last seconds.
+        squeezed: u64,
+    },
     /// A device's queue drops packets.
     QdiscDropped {
         /// The device.
@@ -343,9 +374,27 @@ impl Evidence {
             }
             Self::Cni(told) => told.placeholders(),
             Self::Set(told) => told.placeholders(),
-            Self::ProgramDropped { program, .. } => detaching(program),
+            Self::ProgramDropped { program, .. }
+            | Self::ProgramUnseen { program }
+            | Self::ProgramTwice { program } => program::placeholders(program),
             Self::ConntrackTable { max, .. } => {
                 vec![("{limit}", max.saturating_mul(2).to_string())]
+            }
+            Self::NeighbourTable { v6, entries, limit, .. } => {
+                let limit = limit.unwrap_or(1024).max(*entries).saturating_mul(4);
+                let sysctl = |name: &str, value: u32| {
+                    let family = if *v6 { "ipv6" } else { "ipv4" };
+                    format!("net.{family}.neigh.default.{name}={value}")
+                };
+                vec![(
+                    "{thresholds}",
+                    [
+                        sysctl("gc_thresh3", limit),
+                        sysctl("gc_thresh2", limit / 2),
+                        sysctl("gc_thresh1", limit / 8),
+                    ]
+                    .join(" "),
+                )]
             }
             Self::ConntrackTunnel { encapsulation: Encapsulation::Vxlan(port), .. } => {
                 vec![("{match}", format!("-p udp --dport {port}"))]
@@ -497,8 +546,33 @@ impl fmt::Display for Evidence {
             Self::Cni(told) => fmt::Display::fmt(told, f),
             Self::Set(told) => fmt::Display::fmt(told, f),
             Self::ProgramDropped { program, packets } => {
-                write!(f, "{program} dropped {packets} packets in {LATELY_SECONDS} s")
+                write!(f, "{program} dropped {packets} packets in {LATELY_SECONDS} s")?;
+                // Of others the name has it.
+                program.id.filter(|_| program.is_xdp()).map_or(Ok(()), |id| write!(f, ", id {id}"))
             }
+            Self::ProgramUnseen { program } => {
+                write!(f, "{program}")?;
+                program.id.map_or(Ok(()), |id| write!(f, " id {id}"))?;
+                f.write_str(
+                    " takes what comes in before anything counts it: it may be what drops this, \
+                     and no counter would tell",
+                )
+            }
+            Self::ProgramTwice { program } => write!(f, "{program}"),
+            Self::Nic(nic) => nic.fmt(f),
+            Self::NeighbourTable { v6, entries, limit, refused } => {
+                let family = if *v6 { "IPv6" } else { "IPv4" };
+                write!(f, "the {family} neighbour table has {entries} entries")?;
+                if let Some(limit) = limit {
+                    write!(f, " of at most {limit} (gc_thresh3)")?;
+                }
+                write!(f, " and refused {refused} in the last seconds")
+            }
+            Self::Backlog { dropped, squeezed } => write!(
+                f,
+                "full backlogs of CPUs dropped {dropped} packets in the last seconds, and \
+                 {squeezed} times a CPU could not receive all at once"
+            ),
             Self::QdiscDropped { device, qdisc, packets, total } => {
                 let qdisc = qdisc.as_deref().unwrap_or("the queue");
                 write!(
@@ -535,23 +609,4 @@ impl fmt::Display for Evidence {
             }
         }
     }
-}
-
-/// What the remedy against a program is told of it.
-fn detaching(program: &ForeignProgram) -> Vec<(&'static str, String)> {
-    let ForeignProgram { device, preference, .. } = program;
-    let command = match preference {
-        Some(preference) => {
-            format!("`tc filter del dev {device} {} pref {preference}`", program.side())
-        }
-        None => format!(
-            "`bpftool net detach tcx_{} dev {device}`, or where a link holds it `bpftool link`",
-            program.side()
-        ),
-    };
-    vec![
-        ("{tc-device}", device.clone()),
-        ("{tc-side}", program.side().to_owned()),
-        ("{detach}", command),
-    ]
 }

@@ -27,6 +27,24 @@ pub struct Host {
     pub softnet_squeezed: u64,
     /// Loaded modules among those that overlays need (/proc/modules); none where the file is absent.
     pub modules: Option<Vec<String>>,
+    /// The machine's tables of neighbours; none in a network namespace that is not
+    /// the first, which alone is told (/proc/net/stat/arp_cache, ndisc_cache).
+    #[serde(default)]
+    pub neighbour_tables: Vec<NeighbourTable>,
+}
+
+/// A table of neighbours, which all network namespaces share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighbourTable {
+    /// Of IPv6; else of IPv4.
+    pub v6: bool,
+    /// Entries in it.
+    pub entries: u32,
+    /// Times that one more was refused since boot (`table_fulls`, Linux 4.3).
+    pub refused: u64,
+    /// The most that there may be (`gc_thresh3`, Documentation/networking/ip-sysctl);
+    /// permanent entries do not count.
+    pub limit: Option<u32>,
 }
 
 /// IPv4 switches of one device.

@@ -10,6 +10,7 @@ mod lookup;
 mod machine;
 mod neighbour;
 mod netfilter;
+mod nic;
 mod peer;
 mod route;
 mod session;
@@ -27,7 +28,7 @@ pub use cni::{
     Plugin, USUAL_DIRECTORY, Untold,
 };
 pub use conntrack::{Conntrack, ConntrackCounters, TunnelFlows};
-pub use host::{DeviceSettings, Host, IpCounters};
+pub use host::{DeviceSettings, Host, IpCounters, NeighbourTable};
 pub use ipset::{IpSet, IpSets, Revisions, SetChange};
 pub use link::{Ipip, Link, LinkCounters, LinkKind, Vxlan};
 pub use lookup::{
@@ -41,6 +42,7 @@ pub use netfilter::{
     Matches, Netfilter, NftTable, Outer, Programmed, REPEATED, Readers, RuleAt,
     SKIPS_FOREIGN_CHAINS, is_of_iptables,
 };
+pub use nic::Nic;
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};
 pub use route::{
     Address, NextHop, PolicyRule, Route, RouteCount, RouteDigest, RouteKey, RouteKind, RouteTable,

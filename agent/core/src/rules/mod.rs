@@ -2,12 +2,14 @@
 //! What is a consequence of what is said in the catalog, not here.
 
 mod answers;
+mod checksum;
 mod cni;
 mod conntrack;
 mod host;
 mod ipset;
 mod kernel;
 mod leftover;
+mod limits;
 mod live;
 mod neighbour;
 mod netfilter;
@@ -144,6 +146,8 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         pods::judge(&context, &mut verdicts);
         leftover::judge(&context, &mut verdicts);
         traffic::judge(&context, &mut verdicts);
+        checksum::judge(&context, &mut verdicts);
+        limits::judge(&context, &mut verdicts);
         conntrack::judge(&context, &mut verdicts);
         sessions::judge(&context, &mut verdicts);
         ipset::judge(&context, &mut verdicts);
@@ -153,6 +157,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
     kernel::judge(&context, &mut verdicts);
     kernel::testify(&context, &mut verdicts);
     stack::testify(&context, &mut verdicts);
+    traffic::testify(&context, &mut verdicts);
     leftover::excuse(&context, &mut verdicts);
     verdicts.findings.retain(|finding| !policy.silenced.contains(&finding.code));
     verdicts

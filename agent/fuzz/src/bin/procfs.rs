@@ -9,6 +9,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = translate::counters(text);
     let _ = translate::softnet(text);
     let _ = translate::modules(text);
+    let _ = translate::neighbours(text);
 });
 
 libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {

@@ -8,7 +8,7 @@ use aya::programs::loaded_programs;
 use overlaywatch_core::kernel::{ForeignProgram, HookedDevice};
 
 use super::side::Side;
-use super::{clsact, tcx};
+use super::{clsact, nic, tcx};
 
 /// Programs that are told.
 const MOST_PROGRAMS: usize = 64;
@@ -32,6 +32,7 @@ impl Foreign {
     ) -> Vec<ForeignProgram> {
         let mut found = Vec::new();
         for device in devices {
+            found.extend(nic::xdp(device).unwrap_or_default());
             for side in Side::BOTH {
                 if is_tcx {
                     let others = tcx::others(ebpf, device, side).unwrap_or_default();

@@ -11,6 +11,7 @@ mod foreign;
 mod hooks;
 mod names;
 mod netns;
+pub mod nic;
 mod pins;
 mod programs;
 mod settings;
@@ -40,6 +41,7 @@ use self::counts::Counts;
 use self::foreign::Foreign;
 use self::hooks::Hooks;
 use self::names::Names;
+use self::nic::Nics;
 use self::pins::Pins;
 pub use self::pins::detach;
 use self::programs::Programs;
@@ -237,6 +239,7 @@ struct Watcher {
     hooks: Hooks,
     counts: Counts,
     foreign: Foreign,
+    nics: Nics,
     names: Names,
     probes: Arc<HashMap<MapData, ProbeKey, Windows>>,
     /// The same map once more, for removing from it.
@@ -273,6 +276,7 @@ impl Watcher {
             hooks,
             counts,
             foreign: Foreign::default(),
+            nics: Nics::default(),
             names,
             probes,
             prunable,
@@ -338,12 +342,14 @@ impl Watcher {
         // At once where one of them drops: its name is to come with the loss.
         let is_dropped = self.current.drops.iter().any(|drop| {
             let reason = drop.site.reason.as_deref();
-            drop.lately > 0 && reason.is_some_and(|reason| BY_PROGRAMS.contains(&reason))
+            let is_of_hook = reason.is_some_and(|reason| BY_PROGRAMS.contains(&reason));
+            drop.lately > 0 && (is_of_hook || drop.site.is_of_xdp())
         });
         if is_dropped || tick.is_multiple_of(INSPECT_EVERY) {
             let devices = self.hooks.watched().map(|(device, _)| device);
             let is_tcx = self.hooks.is_tcx();
             self.current.foreign = self.foreign.list(&mut self.programs.ebpf, is_tcx, devices);
+            self.current.nics = self.nics.of(self.hooks.watched().map(|(device, _)| device));
         }
         let rounds = 1 + self.settings.told().peers.len() / TRAFFIC_ADDRESSES;
         let every = TRAFFIC_EVERY.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));

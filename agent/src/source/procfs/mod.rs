@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use overlaywatch_core::assembly::{SourceId, Update};
-use overlaywatch_core::model::{DeviceSettings, Host};
+use overlaywatch_core::model::{DeviceSettings, Host, NeighbourTable};
 use tokio::sync::mpsc::Sender;
 
 use super::meter::{Closed, disabled, metered, pause};
@@ -78,6 +78,7 @@ struct Settings {
     boot_id: String,
     devices: BTreeMap<String, DeviceSettings>,
     modules: Option<Vec<String>>,
+    neighbour_tables: Vec<NeighbourTable>,
 }
 
 impl Reader {
@@ -123,6 +124,7 @@ impl Reader {
             softnet_dropped,
             softnet_squeezed,
             modules: settings.modules.clone(),
+            neighbour_tables: settings.neighbour_tables.clone(),
         };
         self.settings = Some(settings);
         Ok(host)
@@ -135,7 +137,23 @@ impl Reader {
             boot_id: self.required(&kernel.join("random/boot_id"))?.trim().to_owned(),
             devices: self.read_devices()?,
             modules: self.optional(&self.roots.proc.join("modules"))?.map(translate::modules),
+            neighbour_tables: self.read_neighbour_tables()?,
         })
+    }
+
+    fn read_neighbour_tables(&mut self) -> Result<Vec<NeighbourTable>, SourceError> {
+        let mut tables = Vec::new();
+        for (v6, file, family) in [(false, "arp_cache", "ipv4"), (true, "ndisc_cache", "ipv6")] {
+            let counted = self.optional(&self.roots.net.join("stat").join(file))?;
+            let Some((entries, refused)) = counted.and_then(translate::neighbours) else {
+                continue;
+            };
+            let threshold = Path::new("net").join(family).join("neigh/default/gc_thresh3");
+            let limit = self.optional(&self.roots.sys.join(threshold))?;
+            let limit = limit.and_then(|text| text.trim().parse().ok());
+            tables.push(NeighbourTable { v6, entries, refused, limit });
+        }
+        Ok(tables)
     }
 
     fn read_devices(&mut self) -> Result<BTreeMap<String, DeviceSettings>, SourceError> {
@@ -222,6 +240,8 @@ mod tests {
             ("net/netstat", "IpExt: InNoRoutes\nIpExt: 6\n"),
             ("net/softnet_stat", "00000000 00000001 00000002\n"),
             ("modules", "vxlan 1 0 - Live 0x0\n"),
+            ("net/stat/arp_cache", "entries table_fulls\n00000010 00000003\n"),
+            ("sys/net/ipv4/neigh/default/gc_thresh3", "1024\n"),
         ] {
             let path = root.path().join(path);
             create_dir_all(path.parent().unwrap()).unwrap();
@@ -246,6 +266,12 @@ mod tests {
             softnet_dropped: 1,
             softnet_squeezed: 2,
             modules: Some(vec!["vxlan".to_owned()]),
+            neighbour_tables: vec![NeighbourTable {
+                v6: false,
+                entries: 16,
+                refused: 3,
+                limit: Some(1024),
+            }],
             counters: overlaywatch_core::model::IpCounters {
                 out_no_routes: 5,
                 in_no_routes: 6,

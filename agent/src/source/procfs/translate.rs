@@ -89,6 +89,32 @@ pub fn softnet(text: &str) -> (u64, u64) {
     })
 }
 
+/// Entries of a table of neighbours, and how often it refused one more, of
+/// /proc/net/stat/arp_cache or ndisc_cache; none where the text is neither.
+///
+/// A line of names, then one for each CPU in hexadecimal: the entries are the
+/// whole table's on each, the rest is summed (neigh_stat_seq_show,
+/// net/core/neighbour.c).
+#[must_use]
+pub fn neighbours(text: &str) -> Option<(u32, u64)> {
+    let mut lines = text.lines();
+    let names: Vec<&str> = lines.next()?.split_ascii_whitespace().collect();
+    let at = |name: &str| names.iter().position(|known| *known == name);
+    let (entries, refused) = (at("entries")?, at("table_fulls"));
+    let mut told = None;
+    for line in lines {
+        let column = |position: usize| {
+            let value = line.split_ascii_whitespace().nth(position)?;
+            u64::from_str_radix(value, 16).ok()
+        };
+        let (_, sum) = told.unwrap_or((0, 0_u64));
+        let refused = refused.and_then(column).unwrap_or(0);
+        let entries = u32::try_from(column(entries)?).unwrap_or(u32::MAX);
+        told = Some((entries, sum.saturating_add(refused)));
+    }
+    told
+}
+
 /// The loaded modules that matter here, in order.
 #[must_use]
 pub fn modules(text: &str) -> Vec<String> {
@@ -155,6 +181,17 @@ IpExt: 16 0
     }
 
     #[test]
+    fn neighbours_are_counted_once_and_refusals_summed() {
+        let text = "entries  allocs   destroys table_fulls\n\
+                    00000400 00000001 00000002 0000000a\n00000400 00000001 00000002 00000006\n";
+        assert_eq!(neighbours(text), Some((1024, 16)));
+        // Kernels before 4.3 do not count them.
+        assert_eq!(neighbours("entries allocs\n00000002 00000001\n"), Some((2, 0)));
+        assert_eq!(neighbours(""), None);
+        assert_eq!(neighbours("a b\n1 2\n"), None);
+    }
+
+    #[test]
     fn only_modules_that_overlays_need_are_kept() {
         let text = "xfs 100 1 - Live 0x0\nvxlan 90 0 - Live 0x0\nipip 16 0 - Live 0x0\n";
         assert_eq!(modules(text), ["ipip", "vxlan"]);
@@ -163,7 +200,7 @@ IpExt: 16 0
     proptest! {
         #[test]
         fn any_text_is_survived(text in "\\PC{0,40}(\n[A-Za-z]{0,5}:( [A-Za-z0-9-]{0,5}){0,5}){0,8}") {
-            let _ = (counters(&text), softnet(&text), modules(&text));
+            let _ = (counters(&text), softnet(&text), modules(&text), neighbours(&text));
         }
     }
 }
