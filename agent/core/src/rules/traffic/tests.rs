@@ -76,7 +76,7 @@ fn queueing(packets: u64, answered_seconds_ago: u64) -> Snapshot {
     };
     let last = Mono(AT.0 - answered_seconds_ago * crate::time::SECOND);
     let view = StreamView { last_answer: Some(last), ..StreamView::default() };
-    let streams = BTreeMap::from([(Stream::Small(VXLAN), view)]);
+    let streams = BTreeMap::from([(Stream::Small(VXLAN), Box::new(view))]);
     let pair = PairView { streams, ..PairView::default() };
     Snapshot {
         now: Now { mono: AT, ..Now::default() },

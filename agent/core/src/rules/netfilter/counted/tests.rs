@@ -42,7 +42,10 @@ fn losing(run: Run) -> StreamView {
 /// while the underlay answers.
 fn without_ebpf(blockers: Vec<Blocker>, tunnel: StreamView) -> Snapshot {
     let answered = StreamView { last_answer: Some(NOW), ..StreamView::default() };
-    let streams = BTreeMap::from([(Stream::Underlay, answered), (Stream::Small(VXLAN), tunnel)]);
+    let streams = BTreeMap::from(
+        [(Stream::Underlay, answered), (Stream::Small(VXLAN), tunnel)]
+            .map(|(stream, view)| (stream, Box::new(view))),
+    );
     let pair = PairView { streams, ..PairView::default() };
     let rules = vec![NftTable { blockers, ..table("local") }];
     let mut snapshot = node(of(rules), Vec::new());
