@@ -15,6 +15,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
     let text = String::from_utf8_lossy(bytes);
     let _ = translate::namespace(&text);
-    let _ = translate::root_file_system(&text);
+    let _ = translate::file_system(&text, 1);
+    let _ = translate::served(&text).count();
+    let _ = translate::mount_of_descriptor(&text);
+    if let Some(folder) = translate::k3s_folder(&text) {
+        assert!(text.starts_with(folder) && folder.ends_with("/bin"));
+    }
     let _ = translate::has_capability(&text, 19);
 });

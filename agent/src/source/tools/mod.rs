@@ -23,7 +23,7 @@ use tokio::sync::mpsc::Sender;
 use super::meter::{Closed, disabled, metered, pause};
 use super::{Options, SourceError};
 use crate::clock;
-use places::Bundle;
+use places::{Bundle, Carried};
 use root::{Root, Versions};
 
 /// Least time between two looks.
@@ -42,10 +42,13 @@ const MOST_SPACES: usize = 256;
 /// Processes of one mount namespace that are named.
 const MOST_NAMED: usize = 8;
 /// Bytes that are read of a process's list of mounts.
-const MOUNTS_BYTES: u64 = 256 << 10;
+const MOUNTS_BYTES: u64 = 1 << 20;
 
 /// The capability that opens other processes' file systems (capabilities(7)).
 const CAP_SYS_PTRACE: u32 = 19;
+
+/// A K3s that has only what there is beside it.
+const NOTHING: Bundle = Bundle { ipset: Carried::Not, iptables: Carried::Not };
 
 /// Programs that work on sets or rules, those first that matter most.
 const USERS: [&str; 13] = [
@@ -63,9 +66,6 @@ const USERS: [&str; 13] = [
     "firewalld",
     "dockerd",
 ];
-
-/// File systems whose server may be a container's, or may not answer.
-const SERVED: [&str; 9] = ["fuse", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph"];
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -214,7 +214,7 @@ impl Finder {
         String::from_utf8_lossy(&name).trim_end().escape_debug().to_string()
     }
 
-    /// The host's tools, and those that K3s carries beside them.
+    /// The host's tools, and those that K3s brings.
     fn host(
         &mut self,
         first: &str,
@@ -222,37 +222,50 @@ impl Finder {
         found: Inhabitants,
     ) -> Result<Vec<ToolSpace>, SourceError> {
         let path = self.place.proc.join(first).join("root");
-        let root = Root::open(&path, true).map_err(unreachable)?;
+        // What mounts there are is no secret; where nobody says so, none is avoided.
+        let mounts = mounts(&self.place.proc.join(first)).unwrap_or_default();
+        let avoided = translate::served(&mounts).map(str::to_owned).collect();
+        let root = Root::open(&path).map_err(unreachable)?.crossing(avoided);
         // What else runs on a host is no container's and says nothing.
         let users = found.processes.into_iter().filter(|(rank, _)| *rank < USERS.len());
         let processes = users.map(|(_, process)| process).collect();
-        let mut host = ToolSpace {
+        let host = ToolSpace {
             mount_namespace: number,
             is_host: true,
             processes,
             ..places::tools(&root, &mut self.versions).map_err(unbounded)?
         };
-        let carried = host.processes.extract_if(.., |process| process.name.starts_with("k3s"));
-        let carried: Vec<_> = carried.collect();
-        if carried.is_empty() {
-            return Ok(vec![host]);
+        self.with_k3s(&root, host)
+    }
+
+    /// A space, and that of a K3s in it which brings tools of its own.
+    fn with_k3s(
+        &mut self,
+        root: &Root,
+        mut space: ToolSpace,
+    ) -> Result<Vec<ToolSpace>, SourceError> {
+        let carried: Vec<_> =
+            space.processes.extract_if(.., |process| process.name.starts_with("k3s")).collect();
+        let Some(first) = carried.first() else { return Ok(vec![space]) };
+        let link = fs::read_link(self.place.proc.join(first.pid.to_string()).join("exe"));
+        // Who may not be looked at, or has ended, may use any tool.
+        let link = link.ok().and_then(|link| link.into_os_string().into_string().ok());
+        let bundle =
+            places::bundle(root, link.as_deref(), &mut self.versions).map_err(unbounded)?;
+        if bundle == NOTHING {
+            space.processes.splice(..0, carried);
+            return Ok(vec![space]);
         }
-        match places::bundle(&root, &mut self.versions).map_err(unbounded)? {
-            Some(Bundle { ipset, iptables }) => {
-                let bundle = ToolSpace {
-                    processes: carried,
-                    ipset: ipset.or(host.ipset),
-                    // K3s takes the host's where there is one.
-                    iptables: host.iptables.or(iptables),
-                    ..host.clone()
-                };
-                Ok(vec![host, bundle])
-            }
-            None => {
-                host.processes.splice(..0, carried);
-                Ok(vec![host])
-            }
-        }
+        let own = ToolSpace {
+            processes: carried,
+            ipset: bundle.ipset.before(space.ipset),
+            // K3s takes the host's where there is one.
+            iptables: bundle.iptables.after(space.iptables),
+            ..space.clone()
+        };
+        // A space of a container is there for its processes.
+        let is_empty = !space.is_host && space.processes.is_empty();
+        Ok(if is_empty { vec![own] } else { vec![space, own] })
     }
 
     /// A container's tools; none where nobody of it is left, or where its files
@@ -261,11 +274,11 @@ impl Finder {
         &mut self,
         number: u64,
         inhabitants: Inhabitants,
-    ) -> Result<Option<ToolSpace>, SourceError> {
+    ) -> Result<Vec<ToolSpace>, SourceError> {
         for (_, process) in &inhabitants.processes {
             let pid = process.pid.to_string();
             let folder = self.place.proc.join(&pid);
-            let root = match Root::open(&folder.join("root"), false) {
+            let root = match Root::open(&folder.join("root")) {
                 Ok(root) => root,
                 Err(error) if is_denied(&error) && !self.may_reach()? => {
                     return Err(unreachable(error));
@@ -276,18 +289,16 @@ impl Finder {
             if self.link(&pid, "mnt").ok() != Some(number) {
                 continue;
             }
-            if !is_local(&folder) {
-                return Ok(None);
+            if !is_local(&root, &folder) {
+                return Ok(Vec::new());
             }
             let tools = places::tools(&root, &mut self.versions).map_err(unbounded)?;
             let processes = inhabitants.processes.into_iter().map(|(_, process)| process);
-            return Ok(Some(ToolSpace {
-                mount_namespace: number,
-                processes: processes.collect(),
-                ..tools
-            }));
+            let space =
+                ToolSpace { mount_namespace: number, processes: processes.collect(), ..tools };
+            return self.with_k3s(&root, space);
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 }
 
@@ -302,14 +313,19 @@ impl Inhabitants {
     }
 }
 
-/// Whether a process's root is on a file system that the kernel serves itself.
-fn is_local(process: &Path) -> bool {
-    let mut mounts = String::new();
-    let read = File::open(process.join("mountinfo"))
-        .and_then(|file| file.take(MOUNTS_BYTES).read_to_string(&mut mounts));
-    let is_whole = read.is_ok_and(|bytes| (bytes as u64) < MOUNTS_BYTES);
-    let kind = translate::root_file_system(&mounts).filter(|_| is_whole);
-    kind.is_some_and(|kind| !SERVED.contains(&kind) && !kind.starts_with("fuse."))
+/// Whether a root is on a file system that the kernel serves itself: the very one
+/// that was opened, whatever the process has mounted there since. (What overlayfs
+/// has below it, as of images that are fetched when they are read, is not known.)
+fn is_local(root: &Root, process: &Path) -> bool {
+    let (Ok(number), Ok(mounts)) = (root.mount(), mounts(process)) else { return false };
+    translate::file_system(&mounts, number).is_some_and(|kind| !translate::is_served(kind))
+}
+
+/// A process's list of mounts, or its beginning.
+fn mounts(process: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(process.join("mountinfo"))?.take(MOUNTS_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn is_denied(error: &io::Error) -> bool {
@@ -324,43 +340,4 @@ fn in_time(until: Mono) -> Result<(), SourceError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn process(pid: u32, name: &str) -> ToolProcess {
-        ToolProcess { pid, name: name.to_owned() }
-    }
-
-    #[test]
-    fn those_that_matter_are_named_first_and_few() {
-        let mut found = Inhabitants::default();
-        for pid in 10..40 {
-            found.take(process(pid, "sh"));
-        }
-        found.take(process(99, "calico-node"));
-        found.take(process(50, "kube-proxy"));
-        let named: Vec<_> = found.processes.iter().map(|(_, process)| process.pid).collect();
-        assert_eq!(named, [99, 50, 10, 11, 12, 13, 14, 15]);
-    }
-
-    #[test]
-    fn a_slow_look_is_taken_seldom() {
-        assert_eq!(rest(2_000_000), INTERVAL);
-        assert_eq!(rest(60_000_000), Duration::from_secs(30));
-        assert_eq!(rest(10_000_000_000), LONGEST);
-    }
-
-    #[test]
-    fn the_host_is_found_and_comes_first() {
-        let tools = Finder::new(Place::default()).look().unwrap();
-        assert!(tools.spaces[0].is_host);
-        assert!(tools.spaces.iter().skip(1).all(|space| !space.processes.is_empty()));
-    }
-
-    #[test]
-    fn a_proc_without_processes_is_no_empty_list_of_tools() {
-        let empty = tempfile::tempdir().unwrap();
-        let place = Place { proc: empty.path().to_owned() };
-        assert!(matches!(Finder::new(place).look(), Err(SourceError::Io { .. })));
-    }
-}
+mod tests;

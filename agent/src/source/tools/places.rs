@@ -1,12 +1,13 @@
 //! Where distributions and images keep these tools.
 
 use std::env::consts::ARCH;
+use std::fmt::Display;
 use std::io;
 
 use overlaywatch_core::model::{ToolSpace, ToolVersion};
 
-use super::root::{Found, Root, Versions};
-use super::translate::Tool;
+use super::root::{Found, Root, Versions, is_unbounded};
+use super::translate::{self, Tool};
 
 /// Where programs are, in the order in which they are looked for.
 const PROGRAMS: [&str; 6] =
@@ -17,41 +18,94 @@ const LIBRARIES: [&str; 5] = ["usr/local/lib", "usr/lib64", "usr/lib", "lib64", 
 const IPSET_LIBRARIES: [&str; 4] =
     ["libipset.so.13", "libipset.so.11", "libipset.so.10", "libipset.so.3"];
 const NFT_LIBRARIES: [&str; 1] = ["libnftables.so.1"];
-/// What K3s unpacks beside its own program.
-const K3S: [&str; 2] =
-    ["var/lib/rancher/k3s/data/current/bin", "var/lib/rancher/k3s/data/current/bin/aux"];
+/// Where K3s keeps what it unpacked, below the folder that it runs from.
+const K3S: [&str; 2] = ["", "/aux"];
 
-/// The tools below a root.
+/// The tools below a root; none of those that are there and may not be looked at.
+///
+/// # Errors
+/// When files cannot be looked for, see [`is_unbounded`].
 pub(super) fn tools(root: &Root, versions: &mut Versions) -> io::Result<ToolSpace> {
     Ok(ToolSpace {
-        ipset: linked(root, versions, Tool::Ipset, "ipset", &IPSET_LIBRARIES)?,
-        iptables: match program(root, &PROGRAMS, "xtables-nft-multi")? {
-            Some(found) => versions.of(Tool::Iptables, &found),
-            None => None,
-        },
-        nft: linked(root, versions, Tool::Nft, "nft", &NFT_LIBRARIES)?,
+        ipset: told(linked(root, versions, Tool::Ipset, "ipset", &IPSET_LIBRARIES))?,
+        iptables: told(
+            program(root, &PROGRAMS, "xtables-nft-multi")
+                .map(|found| found.and_then(|found| versions.of(Tool::Iptables, &found))),
+        )?,
+        nft: told(linked(root, versions, Tool::Nft, "nft", &NFT_LIBRARIES))?,
         ..ToolSpace::default()
     })
 }
 
-/// What K3s carries.
-#[derive(Debug)]
-pub(super) struct Bundle {
-    pub(super) ipset: Option<ToolVersion>,
-    pub(super) iptables: Option<ToolVersion>,
+/// What a file that may not be looked at tells: nothing.
+fn told(version: io::Result<Option<ToolVersion>>) -> io::Result<Option<ToolVersion>> {
+    match version {
+        Err(error) if !is_unbounded(&error) => Ok(None),
+        version => version,
+    }
 }
 
-/// The tools that K3s carries; none where there are none.
-pub(super) fn bundle(root: &Root, versions: &mut Versions) -> io::Result<Option<Bundle>> {
-    let mut of = |tool, name| {
-        let found = program(root, &K3S, name)?;
-        io::Result::Ok(found.and_then(|found| versions.of(tool, &found)))
+/// A tool that K3s carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// It carries none: it finds the host's.
+    Not,
+    /// Of this version; none where that is not told.
+    Version(Option<ToolVersion>),
+}
+
+impl Carried {
+    /// The version where the tool of the host is looked for first, and K3s's own
+    /// after it: that of whoever is there.
+    pub(super) fn after(self, host: Option<ToolVersion>) -> Option<ToolVersion> {
+        match (host, self) {
+            (None, Self::Version(own)) => own,
+            (host, _) => host,
+        }
+    }
+
+    /// The version where K3s's own is looked for first.
+    pub(super) fn before(self, host: Option<ToolVersion>) -> Option<ToolVersion> {
+        match self {
+            Self::Not => host,
+            Self::Version(own) => own,
+        }
+    }
+}
+
+/// What K3s carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bundle {
+    pub(super) ipset: Carried,
+    pub(super) iptables: Carried,
+}
+
+/// The tools that K3s carries in the folder that it runs from, by the link of its
+/// process to its program. Nothing is known of them where the folder is not one
+/// that it unpacks itself, or may not be looked into.
+///
+/// # Errors
+/// When files cannot be looked for, see [`is_unbounded`].
+pub(super) fn bundle(
+    root: &Root,
+    program_of_k3s: Option<&str>,
+    versions: &mut Versions,
+) -> io::Result<Bundle> {
+    const UNKNOWN: Carried = Carried::Version(None);
+    let Some(folder) = program_of_k3s.and_then(translate::k3s_folder) else {
+        return Ok(Bundle { ipset: UNKNOWN, iptables: UNKNOWN });
     };
-    let bundle = Bundle {
+    let folders = K3S.map(|below| format!("{folder}{below}"));
+    let mut of = |tool, name| match program(root, &folders, name) {
+        Ok(None) => Ok(Carried::Not),
+        Ok(Some(found)) => Ok(Carried::Version(versions.of(tool, &found))),
+        Err(error) if is_unbounded(&error) => Err(error),
+        Err(_) => Ok(UNKNOWN),
+    };
+    Ok(Bundle {
         ipset: of(Tool::Ipset, "ipset")?,
         iptables: of(Tool::Iptables, "xtables-nft-multi")?,
-    };
-    Ok((bundle.ipset.is_some() || bundle.iptables.is_some()).then_some(bundle))
+    })
 }
 
 /// A program whose version is in itself or in its library. A library without
@@ -79,7 +133,7 @@ fn linked(
     Ok(None)
 }
 
-fn program(root: &Root, folders: &[&str], name: &str) -> io::Result<Option<Found>> {
+fn program(root: &Root, folders: &[impl Display], name: &str) -> io::Result<Option<Found>> {
     for folder in folders {
         if let Some(found) = root.find(&format!("{folder}/{name}"))? {
             return Ok(Some(found));

@@ -1,11 +1,12 @@
 //! Files below somebody else's root directory.
 //!
 //! Whoever owns that directory may be hostile: nothing of it is run, no link
-//! leads out of it, nothing but a regular file is opened, no other file system
-//! is entered in a container, and what is read is bounded.
+//! leads out of it, nothing but a regular file is opened, no other mount is
+//! entered in a container, nor one on the host whose server may not answer, and
+//! what is read is bounded.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,40 +25,71 @@ const MAX_BYTES: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Root {
     directory: OwnedFd,
-    /// Mounts below it are entered.
-    crosses_mounts: bool,
+    /// Mounts below it are entered, but for those at these paths; none where no
+    /// mount is.
+    avoids: Option<Vec<String>>,
 }
 
 impl Root {
     /// The directory that a link such as /proc/PID/root leads to. Following it
     /// asks nothing of the file system behind it.
-    pub(super) fn open(path: &Path, crosses_mounts: bool) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let directory = File::options().read(true).custom_flags(flags).open(path)?;
-        Ok(Self { directory: directory.into(), crosses_mounts })
+        Ok(Self { directory: directory.into(), avoids: None })
     }
 
-    /// A file, not opened for reading yet; none where there is none, or none
-    /// that may be looked at.
+    /// The same, with the mounts below it but those at `avoided`.
+    pub(super) fn crossing(self, avoided: Vec<String>) -> Self {
+        Self { avoids: Some(avoided), ..self }
+    }
+
+    /// The number of the mount that it is on, which is nobody else's as long as
+    /// this is open. It is the kernel's own, so that no file system is asked
+    /// (proc_pid_fdinfo(5)).
+    pub(super) fn mount(&self) -> io::Result<u64> {
+        let path = format!("/proc/thread-self/fdinfo/{}", self.directory.as_raw_fd());
+        let number = translate::mount_of_descriptor(&fs::read_to_string(path)?);
+        number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+
+    /// A file, not opened for reading yet; none where there is none.
     ///
     /// # Errors
     /// When the kernel cannot keep to a root (openat2(2), Linux 5.6), or a
-    /// security policy forbids it.
+    /// security policy forbids it, see [`is_unbounded`]; any other error says that
+    /// something is there that may not be looked at, as behind a folder without
+    /// permission or on another mount.
     pub(super) fn find(&self, path: &str) -> io::Result<Option<Found>> {
         let mut resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        if !self.crosses_mounts {
-            resolve |= ResolveFlag::RESOLVE_NO_XDEV;
+        match &self.avoids {
+            None => resolve |= ResolveFlag::RESOLVE_NO_XDEV,
+            Some(avoided) if avoided.iter().any(|mount| is_below(path, mount)) => {
+                return Err(io::Error::from_raw_os_error(libc::EXDEV));
+            }
+            Some(_) => {}
         }
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
         let file = match openat2(self.directory.as_fd(), path, how) {
             Ok(file) => file,
-            Err(error @ (nix::Error::ENOSYS | nix::Error::EPERM)) => return Err(error.into()),
-            Err(_) => return Ok(None),
+            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         let status = fstat(&file)?;
         let is_regular = status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits();
         Ok(is_regular.then_some(Found { file, status }))
     }
+}
+
+/// Whether a path is that of a mount or leads through it, both from the same root.
+fn is_below(path: &str, mount: &str) -> bool {
+    let rest = path.trim_start_matches('/').strip_prefix(mount.trim_start_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether an error of [`Root::find`] is one of the kernel and no file's.
+pub(super) fn is_unbounded(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
 }
 
 /// A regular file.
@@ -138,9 +170,30 @@ mod tests {
     }
 
     fn version(directory: &tempfile::TempDir, path: &str) -> Option<ToolVersion> {
-        let root = Root::open(&directory.path().join("root"), false).unwrap();
-        let found = root.find(path).unwrap()?;
+        let root = Root::open(&directory.path().join("root")).unwrap();
+        // A magic link is there, and may not be looked at.
+        let found = root.find(path).ok()??;
         Versions::default().of(Tool::Ipset, &found)
+    }
+
+    #[test]
+    fn a_mount_that_is_to_be_avoided_is_no_empty_folder() {
+        let directory = prison();
+        fs::write(directory.path().join("root/usr/sbin/ipset"), IPSET).unwrap();
+        let root = || Root::open(&directory.path().join("root")).unwrap();
+        let root = root().crossing(vec!["/usr/local".to_owned(), "/usr/sbin".to_owned()]);
+        for path in ["usr/sbin/ipset", "/usr/sbin/ipset", "usr/local/sbin/ipset"] {
+            let error = root.find(path).unwrap_err();
+            assert!(!is_unbounded(&error), "{path}");
+        }
+        assert!(root.find("usr/sbin-of-others/ipset").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_root_tells_its_mount() {
+        let mount = Root::open(Path::new("/proc")).unwrap().mount().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!(translate::file_system(&mounts, mount), Some("proc"));
     }
 
     #[test]
@@ -179,7 +232,7 @@ mod tests {
         fs::create_dir(place.join("folder")).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap();
         for path in ["usr/sbin/fifo", "usr/sbin/folder", "usr/sbin/socket", "usr/sbin/nothing"] {
-            let root = Root::open(&directory.path().join("root"), false).unwrap();
+            let root = Root::open(&directory.path().join("root")).unwrap();
             assert!(root.find(path).unwrap().is_none(), "{path}");
         }
     }
@@ -202,7 +255,7 @@ mod tests {
         let directory = prison();
         let path = directory.path().join("root/ipset");
         fs::write(&path, IPSET).unwrap();
-        let root = Root::open(&directory.path().join("root"), false).unwrap();
+        let root = Root::open(&directory.path().join("root")).unwrap();
         let mut versions = Versions::default();
         let mut look = || {
             let found = root.find("ipset").unwrap()?;

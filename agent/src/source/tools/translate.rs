@@ -37,6 +37,9 @@ impl Tool {
     }
 }
 
+/// Digits of the name of a folder that K3s unpacks to: a SHA-256.
+const K3S_HASH: usize = 64;
+
 /// The longest text that is tried as a version.
 const LONGEST: usize = 11;
 
@@ -73,6 +76,19 @@ pub fn namespace(link: &str) -> Option<u64> {
     link.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
 }
 
+/// The folder that K3s unpacked its programs to, by the one that a process of it
+/// runs: DATA/data/HASH/bin/k3s, whatever DATA is (`--data-dir`; `extract`,
+/// cmd/k3s/main.go). None where that is another program, or was removed.
+#[must_use]
+pub fn k3s_folder(program: &str) -> Option<&str> {
+    let (folder, name) = program.rsplit_once('/')?;
+    let (above, hash) = folder.strip_suffix("/bin")?.rsplit_once('/')?;
+    let is_hash = hash.len() == K3S_HASH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // As the kernel marks what has no name any more (d_path, fs/d_path.c).
+    let is_there = !name.ends_with(" (deleted)");
+    (above.ends_with("/data") && is_hash && is_there).then_some(folder)
+}
+
 /// Whether a thread has a capability in effect, by /proc/PID/status (proc_pid_status(5)).
 #[must_use]
 pub fn has_capability(status: &str, number: u32) -> bool {
@@ -81,15 +97,54 @@ pub fn has_capability(status: &str, number: u32) -> bool {
     mask.unwrap_or(0).checked_shr(number).is_some_and(|shifted| shifted & 1 == 1)
 }
 
-/// The type of the file system that is mounted at the root, by
-/// /proc/PID/mountinfo (proc_pid_mountinfo(5)); none where nothing is, as below
-/// a chroot(2).
+/// The type of the file system of the mount with this number, by
+/// /proc/PID/mountinfo (proc_pid_mountinfo(5)); none where the process does not
+/// have it.
 #[must_use]
-pub fn root_file_system(mounts: &str) -> Option<&str> {
-    // A later mount covers an earlier one.
-    let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"))?;
-    root.split_once(" - ")?.1.split(' ').next().filter(|kind| !kind.is_empty())
+pub fn file_system(mounts: &str, number: u64) -> Option<&str> {
+    let mut all = mounts.lines().filter_map(mount);
+    all.find(|mount| mount.number == number).map(|mount| mount.kind)
 }
+
+/// Whether a file system of this type may have to ask somebody who does not
+/// answer: a container's, or another machine.
+#[must_use]
+pub fn is_served(kind: &str) -> bool {
+    SERVED.contains(&kind) || kind.starts_with("fuse.")
+}
+
+/// Where file systems are mounted that may have to ask somebody, by the first
+/// process's mountinfo; as a path from the root.
+pub fn served(mounts: &str) -> impl Iterator<Item = &str> {
+    mounts.lines().filter_map(mount).filter(|mount| is_served(mount.kind)).map(|mount| mount.point)
+}
+
+/// The number of a file's mount, by /proc/PID/fdinfo (proc_pid_fdinfo(5)).
+#[must_use]
+pub fn mount_of_descriptor(about: &str) -> Option<u64> {
+    about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// One mount of a process.
+struct Mount<'a> {
+    number: u64,
+    point: &'a str,
+    kind: &'a str,
+}
+
+fn mount(line: &str) -> Option<Mount<'_>> {
+    let (place, source) = line.split_once(" - ")?;
+    let mut words = place.split(' ');
+    let number = words.next()?.parse().ok()?;
+    let point = words.nth(3)?;
+    let kind = source.split(' ').next().filter(|kind| !kind.is_empty())?;
+    Some(Mount { number, point, kind })
+}
+
+/// File systems whose server may be a container's, or may not answer. One that is
+/// mounted when somebody comes by is not known before.
+const SERVED: [&str; 10] =
+    ["fuse", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "autofs"];
 
 #[cfg(test)]
 mod tests {
@@ -138,10 +193,36 @@ mod tests {
         assert_eq!(namespace("/proc/1/ns/mnt"), None);
         let mounts = "1 0 8:1 / / rw,noatime shared:1 - ext4 /dev/sda1 rw\n\
                       2 1 0:5 / /proc rw - proc proc rw\n\
-                      3 1 0:9 / / rw - overlay overlay rw\n";
-        assert_eq!(root_file_system(mounts), Some("overlay"));
-        assert_eq!(root_file_system("2 1 0:5 / /proc rw - proc proc rw\n"), None);
-        assert_eq!(root_file_system("2 1 0:5 / / rw"), None);
+                      3 1 0:9 / / rw - overlay overlay rw\n\
+                      4 3 0:7 / /usr/local rw shared:2 master:3 - fuse.sshfs me@there rw\n";
+        // Two are at the root: the number says which one is meant.
+        assert_eq!(file_system(mounts, 1), Some("ext4"));
+        assert_eq!(file_system(mounts, 3), Some("overlay"));
+        assert_eq!(file_system(mounts, 5), None);
+        assert_eq!(file_system("2 1 0:5 / / rw", 2), None);
+        assert_eq!(served(mounts).collect::<Vec<_>>(), ["/usr/local"]);
+        assert!(!is_served("ext4") && is_served("nfs4") && is_served("autofs"));
+        let about = "pos:\t0\nflags:\t012100000\nmnt_id:\t31\nino:\t1\n";
+        assert_eq!(mount_of_descriptor(about), Some(31));
+        assert_eq!(mount_of_descriptor("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn k3s_is_known_by_where_it_runs_from() {
+        let hash = "7c994f47fd344e1637da337b92c51433c255b387d207b30b3e0262779457afe4";
+        let folder = format!("/mnt/disk/k3s/data/{hash}/bin");
+        for program in ["k3s", "containerd"] {
+            assert_eq!(k3s_folder(&format!("{folder}/{program}")), Some(folder.as_str()));
+        }
+        for other in [
+            "/usr/local/bin/k3s".to_owned(),
+            format!("{folder}/k3s (deleted)"),
+            format!("/nix/store/{hash}/bin/k3s"),
+            "/opt/data/current/bin/k3s".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(k3s_folder(&other), None, "{other}");
+        }
     }
 
     #[test]
@@ -160,7 +241,8 @@ mod tests {
                 prop_assert_eq!(version(tool, &bytes), None);
             }
             let text = String::from_utf8_lossy(&bytes);
-            let _ = (namespace(&text), root_file_system(&text), has_capability(&text, 19));
+            let _ = (namespace(&text), file_system(&text, 1), has_capability(&text, 19));
+            let _ = (served(&text).count(), mount_of_descriptor(&text), k3s_folder(&text));
         }
     }
 }
