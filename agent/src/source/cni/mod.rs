@@ -8,21 +8,32 @@ mod files;
 mod processes;
 pub mod translate;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::model::{Cni, CniAgent};
+use overlaywatch_core::time::{Mono, SECOND};
 use tokio::sync::mpsc::Sender;
 
 use self::files::Files;
+use self::processes::Looked;
 use super::meter::{Closed, disabled, metered, pause};
 use super::{Options, SourceError};
+use crate::clock;
 
 /// How often files are looked at.
 const EVERY: Duration = Duration::from_secs(5);
-/// How many times less often processes are: each of them is a file to be opened.
-const PROCESSES_EVERY: u32 = 3;
+/// Least time between two looks at processes: each of them is a file to be opened.
+const PROCESSES_EVERY: Duration = Duration::from_secs(15);
+/// Most time between two, however long one takes.
+const PROCESSES_LONGEST: Duration = Duration::from_secs(120);
+/// They may take this share of a core: one in a thousand.
+const SHARE: u32 = 1_000;
+/// A look that takes more of a processor's time is given up, nanoseconds: so many
+/// processes no node has.
+const PATIENCE_NS: u64 = SECOND;
 
 /// Where to read.
 #[derive(Clone, Debug)]
@@ -62,30 +73,52 @@ pub struct Reader {
     proc: PathBuf,
     files: Files,
     running: Option<Vec<CniAgent>>,
-    looks: u32,
+    /// There are too many of them to look at.
+    gave_up: bool,
+    /// When they are looked at again.
+    due: Mono,
 }
 
 impl Reader {
     /// Nothing read yet.
     #[must_use]
     pub fn new(roots: Roots) -> Self {
-        Self { proc: roots.proc, files: Files::new(roots.host), running: None, looks: 0 }
+        let (proc, files) = (roots.proc, Files::new(roots.host));
+        Self { proc, files, running: None, gave_up: false, due: Mono::default() }
     }
 
     /// One look.
     ///
     /// # Errors
-    /// When a folder is there and cannot be listed; a file that cannot be read
-    /// says so in its own place.
+    /// When a folder is there and cannot be listed, or there are too many
+    /// processes; a file that cannot be read says so in its own place.
     pub fn read(&mut self) -> Result<Cni, SourceError> {
         let mut cni = self.files.read()?;
-        if self.looks.is_multiple_of(PROCESSES_EVERY) {
-            self.running = processes::running(&self.proc)?;
+        let at = clock::mono();
+        if at >= self.due {
+            let before = clock::thread_cpu_ns();
+            let looked = processes::running(&self.proc, before.saturating_add(PATIENCE_NS))?;
+            self.due = at.plus(nanoseconds(rest(clock::thread_cpu_ns().saturating_sub(before))));
+            self.gave_up = looked == Looked::GaveUp;
+            self.running = looked.agents();
         }
-        self.looks = self.looks.wrapping_add(1);
+        if self.gave_up {
+            let slow = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+            return Err(SourceError::io("reading the names of all processes", slow));
+        }
         cni.running.clone_from(&self.running);
         Ok(cni)
     }
+}
+
+/// How long to leave processes alone after a look that took this processor time.
+fn rest(cpu_ns: u64) -> Duration {
+    let share = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
+    share.clamp(PROCESSES_EVERY, PROCESSES_LONGEST)
+}
+
+fn nanoseconds(of: Duration) -> u64 {
+    u64::try_from(of.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

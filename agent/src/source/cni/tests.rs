@@ -184,7 +184,7 @@ fn agents_of_this_namespace_are_found_by_name() {
         (9, "sleep", true),
         (10, "k3s-server", true),
     ]);
-    let found = processes::running(root.path()).unwrap().unwrap();
+    let found = processes::running(root.path(), u64::MAX).unwrap().agents().unwrap();
     let found: Vec<_> = found.iter().map(|a| (a.kind, a.name.as_str(), a.pid)).collect();
     assert_eq!(
         found,
@@ -196,7 +196,7 @@ fn agents_of_this_namespace_are_found_by_name() {
 fn where_others_processes_are_hidden_nobody_is_said_to_be_away() {
     let root = machine(&[(7, "calico-node", true)]);
     fs::remove_dir_all(root.path().join("1")).unwrap();
-    assert_eq!(processes::running(root.path()).unwrap(), None);
+    assert_eq!(processes::running(root.path(), u64::MAX).unwrap(), Looked::Hidden);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn this_machines_processes_can_be_read() {
     let is_found =
         |found: &[CniAgent]| found.iter().any(|it| it.kind == AgentKind::Of(Plugin::KubeRouter));
     let found = loop {
-        let found = processes::running(Path::new("/proc")).unwrap().unwrap();
+        let found = processes::running(Path::new("/proc"), u64::MAX).unwrap().agents().unwrap();
         if is_found(&found) || clock::mono().since(began) > 10 * SECOND {
             break found;
         }
@@ -221,4 +221,19 @@ fn this_machines_processes_can_be_read() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(is_found(&found), "{found:?}");
+}
+
+#[test]
+fn too_many_processes_are_a_gap_and_no_empty_list() {
+    let many: Vec<_> = (100..200).map(|pid| (pid, "sleep", true)).collect();
+    let root = machine(&many);
+    assert_eq!(processes::running(root.path(), 0).unwrap(), Looked::GaveUp);
+    assert_eq!(processes::running(root.path(), u64::MAX).unwrap(), Looked::Agents(Vec::new()));
+}
+
+#[test]
+fn processes_that_take_long_are_looked_at_seldom() {
+    assert_eq!(rest(1_000_000), PROCESSES_EVERY);
+    assert_eq!(rest(60_000_000), Duration::from_secs(60));
+    assert_eq!(rest(u64::MAX), PROCESSES_LONGEST);
 }
