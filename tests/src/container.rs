@@ -68,6 +68,9 @@ const PROGRAMS: [&str; 2] = ["/bin/sh", "/bin/sleep"];
 const ENTER: &str = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,exec \"$0\" && \
                      exec chroot \"$0\" \"$1\" -c \"$2\"";
 
+/// What K3s calls such a folder: a SHA-256.
+const K3S_HASH: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9";
+
 /// A running container, or a process beside it; it is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -96,12 +99,19 @@ impl Container {
         Self::spawn(command, root)
     }
 
-    /// Runs a shell script among the host's files, as a process called `name`;
-    /// `folder` is made, for its link, and is the script's `$0`.
-    pub(crate) fn on_host(netns: &Netns, folder: &Path, name: &str, script: &str) -> Result<Self> {
-        fs::create_dir_all(folder)?;
-        let link = folder.join(name);
-        symlink("/bin/sh", &link)?;
+    /// Runs a shell script among the host's files, as K3s's server runs: from the
+    /// folder that it unpacked its programs to. This one unpacked no ipset and no
+    /// iptables, so that it finds the host's. `folder` is made, for all that it
+    /// keeps (`--data-dir`), and is the script's `$0`.
+    pub(crate) fn k3s(netns: &Netns, folder: &Path, script: &str) -> Result<Self> {
+        let unpacked = folder.join("data").join(K3S_HASH).join("bin");
+        fs::create_dir_all(&unpacked)?;
+        // No link: what a process runs is told after all of them.
+        let program = unpacked.join("k3s");
+        fs::copy("/bin/sh", &program)
+            .with_context(|| format!("cannot copy a shell to {}", program.display()))?;
+        let link = unpacked.join("k3s-server");
+        symlink("k3s", &link)?;
         let mut command = netns.command(link);
         command.arg("-c").arg(script).arg(folder);
         Self::spawn(command, folder)

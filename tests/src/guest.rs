@@ -100,6 +100,20 @@ impl Worker {
         Ok(Self::start(move || drop(socket.recv(&mut buffer))))
     }
 
+    /// Sends packets of so many bytes from a namespace to the discard ports of all of
+    /// `to`, over and over.
+    pub(crate) fn send(netns: &Netns, to: Vec<Ipv4Addr>, bytes: usize) -> Result<Self> {
+        let socket = netns.enter(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+        let packet = vec![0; bytes];
+        Ok(Self::start(move || {
+            for &to in &to {
+                // An answer that the port is closed is told of the next packet.
+                let _ = socket.send_to(&packet, (to, DISCARD));
+            }
+            thread::sleep(PAUSE);
+        }))
+    }
+
     /// Sends packets from a namespace to the discard port of `to`, each from the
     /// next of `ports`, over and over: as many flows as ports.
     pub(crate) fn send_from_ports(

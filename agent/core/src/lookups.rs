@@ -149,22 +149,8 @@ mod tests {
     }
 
     fn snapshot(peers: u8) -> Snapshot {
-        let tunnel = Tunnel {
-            index: TUNNEL,
-            name: "flannel.1".to_owned(),
-            encapsulation: Encapsulation::Vxlan(8472),
-            owner: Owner::Flannel,
-            vni: Some(1),
-            local: None,
-            address: None,
-            mac: None,
-            mtu: 1450,
-            up: true,
-            underlay: None,
-            learning: false,
-            collect_metadata: false,
-            remote: None,
-        };
+        let tunnel =
+            Tunnel { owner: Owner::Flannel, ..Tunnel::plain(TUNNEL, "flannel.1", 8472, 1) };
         let mut snapshot = Snapshot {
             peers: Arc::new((1..=peers).map(peer).collect()),
             tunnels: Fact::Seen { value: Arc::new(vec![tunnel]), at: Mono(0) },

@@ -376,25 +376,10 @@ pub(crate) fn own_entry<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, Owner};
+    use crate::model::IfIndex;
 
     fn tunnel(index: u32, port: u16, vni: u32) -> Tunnel {
-        Tunnel {
-            index: IfIndex(index),
-            name: format!("tunnel.{index}"),
-            encapsulation: Encapsulation::Vxlan(port),
-            owner: Owner::Unknown,
-            vni: Some(vni),
-            local: None,
-            address: None,
-            mac: None,
-            mtu: 1450,
-            up: true,
-            underlay: None,
-            learning: false,
-            collect_metadata: false,
-            remote: None,
-        }
+        Tunnel::plain(IfIndex(index), &format!("tunnel.{index}"), port, vni)
     }
 
     #[test]

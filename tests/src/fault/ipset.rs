@@ -233,7 +233,7 @@ fn kube_router(cluster: &mut Cluster) -> Result<()> {
                   sleep 1\n\
                   done";
     let folder = cluster.directory().join("k3s");
-    let writer = Container::on_host(&cluster.node(A)?.netns, &folder, "k3s-server", script)?;
+    let writer = Container::k3s(&cluster.node(A)?.netns, &folder, script)?;
     cluster.guests.push(Box::new(writer));
     Ok(())
 }

@@ -7,8 +7,10 @@ mod conntrack;
 mod expected;
 mod firewall;
 mod host;
+mod inner;
 mod ipset;
 mod netfilter;
+mod policies;
 mod programs;
 mod quiet;
 mod routing;
@@ -144,6 +146,8 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         firewall::FAULTS,
         programs::FAULTS,
         netfilter::FAULTS,
+        policies::FAULTS,
+        inner::FAULTS,
         tunnel::FAULTS,
         tables::FAULTS,
         host::FAULTS,

@@ -333,6 +333,13 @@ table inet mine {
     }
     chain side { type filter hook forward priority 20; }
 }
+table ip guard {
+    chain filter {
+        type filter hook input priority filter; policy accept;
+        ct state invalid counter
+        limit rate over 9/second tcp dport 113 log prefix guard reject
+    }
+}
 RULES";
 
 const fn table(name: &'static str) -> Subject {

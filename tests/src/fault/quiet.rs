@@ -12,6 +12,7 @@ use super::underlay::{middle_passes, set_port};
 use super::{A, B, C, Fault, HARD, Limits, PLAIN, addresses};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
+use crate::guest::Worker;
 use crate::interrupt;
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
@@ -117,6 +118,26 @@ pub(super) const FAULTS: &[Fault] = &[
         ],
         unlike: &[Code::AgentSilent, Code::PeerUnreachable],
         limits: Limits { detect: Duration::from_secs(20), ..HARD },
+        ..PLAIN
+    },
+    Fault {
+        name: "udp-to-closed-port",
+        about: "a node sends to ports of another that nobody has open, in the tunnel and beside it",
+        inject: |cluster| {
+            let to = cluster.node(A)?;
+            let to = vec![to.overlay(), to.underlay()];
+            let sender = Worker::send(&cluster.node(B)?.netns, to, 16)?;
+            cluster.guests.push(Box::new(sender));
+            Ok(())
+        },
+        heal: |cluster| {
+            cluster.guests.clear();
+            Ok(())
+        },
+        // Not between the two: nearly all of their traffic is to be dropped.
+        spares: &[pods(A, C), pods(C, A)],
+        unlike: &[Code::UnexplainedLoss, Code::LocalOutputDrop, Code::ForwardPolicyDrop],
+        limits: watch(30),
         ..PLAIN
     },
     Fault {

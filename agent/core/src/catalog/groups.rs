@@ -40,7 +40,12 @@ pub(super) const DROPPERS: &[Code] = &[
     Code::NeighbourTableOverflow,
 ];
 /// This node's own filters.
-pub(super) const FILTERS: &[Code] = &[Code::EncapsulationFiltered, Code::ForwardPolicyDrop];
+pub(super) const FILTERS: &[Code] = &[
+    Code::EncapsulationFiltered,
+    Code::UntrackedInner,
+    Code::IcmpTooBigFiltered,
+    Code::ForwardPolicyDrop,
+];
 /// More is lost already on a layer below.
 pub(super) const LOSS: &[Code] =
     &[Code::LocalOutputDrop, Code::EncapsulationLost, Code::UnexplainedLoss, Code::UnderlayLoss];

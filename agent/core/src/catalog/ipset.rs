@@ -11,7 +11,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 1000,
         clear_after_seconds: 5,
         parents: &[],
-        meaning: "Somebody made a set with a newer revision than the ipset inside of calico-node's image knows. Felix lists all sets and fails on this one (\"Kernel and userspace incompatible: settype … with revision … not supported by userspace\"): its readiness probe answers 503, and no rule, set or route of a new or changed pod is programmed. Which ipset the host has does not matter: upgrading it changes nothing.",
+        meaning: "Somebody made a set with a newer revision than the ipset inside of calico-node's image knows. Felix lists its own sets, up to Calico 3.27.0 also those of others, and fails on this one (\"Kernel and userspace incompatible: settype … with revision … not supported by userspace\"): its readiness probe answers 503, and no rule, set or route of a new or changed pod is programmed. Which ipset the host has does not matter: upgrading it changes nothing.",
         remedy: "Stop whoever makes sets anew with a newer tool; the evidence names it. K3s: restart server and agents with `--disable-network-policy` (a node that was not restarted still runs the controller); kube-router: 2.7.0 or later. Then give each set back its old revision with the container's own tool, and restart calico-node, which fills it again: `nsenter -t {pid} -m ipset create OLD {kind} family {family}`, `nsenter -t {pid} -m ipset swap OLD {name}`, `nsenter -t {pid} -m ipset destroy OLD`; a foreign set that nothing refers to: `ipset destroy {name}`. Calico 3.30.6, 3.31.3 and 3.32.0 heal such sets themselves.",
     },
     Entry {

@@ -13,6 +13,7 @@ mod ipset;
 mod loss;
 mod netfilter;
 mod peer;
+mod policies;
 mod routing;
 mod sessions;
 mod tables;
@@ -180,6 +181,12 @@ pub enum Code {
     SoftirqBacklog,
     /// The kernel's table of neighbours is full.
     NeighbourTableOverflow,
+    /// Chains of a network policy controller that runs no more are in force.
+    NetworkPolicyLeftover,
+    /// Packets out of a tunnel are not tracked, and netfilter drops them.
+    UntrackedInner,
+    /// A rule drops the errors that tell pods that their packets are too big.
+    IcmpTooBigFiltered,
 }
 
 /// The one description of a code.
@@ -249,6 +256,7 @@ const FAMILIES: &[&[Entry]] = &[
     sessions::ENTRIES,
     ipset::ENTRIES,
     netfilter::ENTRIES,
+    policies::ENTRIES,
 ];
 
 /// How many codes there are.

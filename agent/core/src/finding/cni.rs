@@ -32,6 +32,14 @@ pub enum CniEvidence {
         /// Its number.
         pid: u32,
     },
+    /// Nobody runs who keeps network policies of kube-router's kind, and this is a
+    /// node of a cluster.
+    NoPolicies {
+        /// The kubelet's name.
+        process: String,
+        /// Its number.
+        pid: u32,
+    },
     /// A configuration that comes first.
     First {
         /// The file.
@@ -135,6 +143,11 @@ impl fmt::Display for CniEvidence {
             Self::Runs { plugin, process, pid } => {
                 write!(f, "{plugin} runs: {process}, process {pid}")
             }
+            Self::NoPolicies { process, pid } => write!(
+                f,
+                "neither kube-router nor K3s nor RKE2 runs on this node, while {process} (process \
+                 {pid}) does"
+            ),
             Self::First { path, plugin } => {
                 write!(f, "{path} of {plugin} comes first: pods get its network")
             }

@@ -137,6 +137,28 @@ pub enum Filtered {
         /// Who did it.
         by: Option<Committer>,
     },
+    /// A rule that keeps packets out of connection tracking.
+    Untracks {
+        /// Its table.
+        table: String,
+        /// Where it is.
+        at: RuleAt,
+        /// From which hooks packets come to it.
+        hooks: Vec<ChainHook>,
+        /// Which packets.
+        matches: Matches,
+    },
+    /// Chains of kube-router that packets still come to.
+    Hooked {
+        /// Rules of base chains that lead into them, with their tables.
+        entries: Vec<(String, RuleAt)>,
+        /// Its chains.
+        chains: u32,
+        /// Rules in them.
+        rules: u32,
+        /// Rules in them that drop or reject.
+        denials: u32,
+    },
 }
 
 impl Filtered {
@@ -145,6 +167,7 @@ impl Filtered {
         match self {
             Self::ByRule { table, at, .. }
             | Self::Illegible { table, at, .. }
+            | Self::Untracks { table, at, .. }
             | Self::Repeated { table, at, .. } => vec![
                 ("{table}", table.clone()),
                 ("{chain}", at.chain.clone()),
@@ -156,6 +179,12 @@ impl Filtered {
                 // A policy is no rule and has none.
                 ("{handle}", "N".to_owned()),
             ],
+            Self::Hooked { entries, .. } => {
+                let commands = entries.iter().map(|(table, at)| {
+                    format!("`nft delete rule {table} {} handle {}`", at.chain, at.handle)
+                });
+                vec![("{unhook}", commands.collect::<Vec<_>>().join(", "))]
+            }
             Self::Counted { .. }
             | Self::Refused { .. }
             | Self::Misprints { .. }
@@ -259,6 +288,28 @@ impl fmt::Display for Filtered {
                 )?;
                 by.as_ref()
                     .map_or(Ok(()), |by| write!(f, ": removed by {} (pid {})", by.name, by.pid))
+            }
+            Self::Untracks { table, at, hooks, matches } => {
+                let hooks: Vec<_> = hooks.iter().map(|hook| hook.slug()).collect();
+                write!(
+                    f,
+                    "rule in table {table}, chain {} (hook {}), handle {}: {matches} notrack",
+                    at.chain,
+                    hooks.join(", "),
+                    at.handle
+                )
+            }
+            Self::Hooked { entries, chains, rules, denials } => {
+                write!(
+                    f,
+                    "kube-router has {chains} chains with {rules} rules, of which {denials} drop \
+                     or reject; packets come to them from "
+                )?;
+                for (number, (table, at)) in entries.iter().enumerate() {
+                    let comma = if number > 0 { ", " } else { "" };
+                    write!(f, "{comma}{table} {} (handle {})", at.chain, at.handle)?;
+                }
+                Ok(())
             }
         }
     }

@@ -101,8 +101,13 @@ pub struct CniAgent {
 pub enum AgentKind {
     /// The agent of a CNI plugin.
     Of(Plugin),
-    /// K3s, which carries flannel within it and may run it or not.
+    /// K3s, which carries flannel and kube-router's network policies within it and
+    /// may run them or not.
     K3s,
+    /// RKE2, which starts a kubelet of its own.
+    Rke2,
+    /// A kubelet: this machine is a node of a cluster.
+    Kubelet,
 }
 
 impl AgentKind {
@@ -117,6 +122,9 @@ impl AgentKind {
             "kube-router" => Self::Of(Plugin::KubeRouter),
             "weaver" => Self::Of(Plugin::Weave),
             "k3s" | "k3s-server" | "k3s-agent" => Self::K3s,
+            "rke2" => Self::Rke2,
+            // The second one is MicroK8s's.
+            "kubelet" | "kubelite" => Self::Kubelet,
             _ => return None,
         })
     }

@@ -47,6 +47,17 @@ pub struct IpSet {
     pub evicts: bool,
 }
 
+impl IpSet {
+    /// Whether it has a name that kube-router's network policy controller gives
+    /// its own, or one that it is about to swap in (pkg/utils/ipset.go); sets of
+    /// IPv6 addresses have a word before it.
+    #[must_use]
+    pub fn is_of_kube_router(&self) -> bool {
+        let name = self.name.strip_prefix("inet6:").unwrap_or(&self.name);
+        ["KUBE-SRC-", "KUBE-DST-", "TMP-"].into_iter().any(|own| name.starts_with(own))
+    }
+}
+
 /// The revisions of a set type that the kernel offers, both included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revisions {

@@ -38,9 +38,9 @@ pub use machine::{Machine, Module};
 pub use neighbour::{FdbEntry, FdbKey, Neighbour, NeighbourState};
 pub use netfilter::{
     BaseChain, Blocker, ChainHook, Committer, Controller, Family, Flood, Flushed, Growth,
-    Illegible, LegacyTable, MOST_BASE_CHAINS, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES,
-    Matches, Netfilter, NftTable, Outer, Programmed, REPEATED, Readers, RuleAt,
-    SKIPS_FOREIGN_CHAINS, is_of_iptables,
+    Illegible, LegacyTable, MOST_ASIDE, MOST_BASE_CHAINS, MOST_ENTRIES, MOST_FLOODS,
+    MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES, Matches, Netfilter, NftTable, Outer, Programmed,
+    REPEATED, Readers, RuleAt, SKIPS_FOREIGN_CHAINS, Untracking, is_of_iptables,
 };
 pub use nic::Nic;
 pub use peer::{Origin, Peer, PeerId, PeerListEntry, PeerTunnel};

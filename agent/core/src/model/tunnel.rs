@@ -218,3 +218,26 @@ pub fn tunnels(links: &BTreeMap<IfIndex, Link>, addresses: &[Address]) -> Vec<Tu
         })
         .collect()
 }
+
+#[cfg(test)]
+impl Tunnel {
+    /// A VXLAN device that is up and of nobody known, for tests.
+    pub(crate) fn plain(index: IfIndex, name: &str, port: u16, vni: u32) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            encapsulation: Encapsulation::Vxlan(port),
+            owner: Owner::Unknown,
+            vni: Some(vni),
+            local: None,
+            address: None,
+            mac: None,
+            mtu: 1450,
+            up: true,
+            underlay: None,
+            learning: false,
+            collect_metadata: false,
+            remote: None,
+        }
+    }
+}

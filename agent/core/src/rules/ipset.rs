@@ -9,21 +9,27 @@ use std::collections::BTreeSet;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Evidence, Finding, SetEvidence, Subject, Thing};
-use crate::model::{IpSet, IpSets, Service, ToolProcess, ToolSpace, ToolVersion, Tools};
+use crate::model::{
+    Controller, IpSet, IpSets, Service, ToolProcess, ToolSpace, ToolVersion, Tools,
+};
 
 /// Felix, Calico's agent: it fails on a set of its own that its ipset cannot read
 /// (calico#11051); up to 3.27.0 also on others' sets, which it listed with its
 /// own (calico#8387).
 const FELIX: &str = "calico-node";
+/// The iptables of images that are later (Calico 3.30; 3.27.0 has 1.8.4).
+const IPTABLES_SINCE: ToolVersion = ToolVersion::three(1, 8, 8);
 /// How Felix names its own sets (`IPVersionConfig`, felix/ipsets).
 const FELIX_OWN: &str = "cali";
-/// Others that read all sets (`ipset save`): K3s's and kube-router's network
-/// policy controllers, Weave's.
-const SAVERS: [&str; 5] = ["kube-router", "k3s", "k3s-server", "k3s-agent", "weave-npc"];
-/// Of them those that also make all sets anew (kube-router#1677).
-const WRITERS: [&str; 4] = ["k3s", "k3s-server", "k3s-agent", "kube-router"];
-/// How kube-router names its own sets.
-const KUBE_ROUTER: [&str; 3] = ["KUBE-SRC-", "KUBE-DST-", "TMP-"];
+/// Others that read all sets (`ipset save`): kube-router's network policy
+/// controller, Weave's.
+const SAVERS: [&str; 2] = [KUBE_ROUTER, WEAVE];
+/// K3s, which has kube-router's controller within it, by its processes.
+const K3S: [&str; 3] = ["k3s", "k3s-server", "k3s-agent"];
+/// All of them.
+const SAVERS_AND_K3S: [&str; 5] = [KUBE_ROUTER, WEAVE, K3S[0], K3S[1], K3S[2]];
+const KUBE_ROUTER: &str = "kube-router";
+const WEAVE: &str = "weave-npc";
 /// How those who keep sets for pods and services name them: Felix (of old
 /// releases, too), kube-proxy, kube-router, Cilium, Weave, Antrea.
 const CONTROLLERS: [&str; 9] = [
@@ -60,19 +66,51 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let (Some(sets), Some(tools)) = (sets, context.now.tools.seen()) else {
         return verdicts.blind(&[Code::IpsetReaderTooOld, Code::IpsetReaderBehind]);
     };
-    readers(Code::IpsetReaderTooOld, &[FELIX], felix_reads(context), sets, tools, verdicts);
-    readers(Code::IpsetReaderBehind, &SAVERS, |_| true, sets, tools, verdicts);
+    let has_policies = k3s_has_policies(context, sets);
+    let savers = if has_policies == Some(true) { &SAVERS_AND_K3S[..] } else { &SAVERS[..] };
+    let runs = |process: &ToolProcess| K3S.contains(&process.name.as_str());
+    if has_policies.is_none() && tools.spaces.iter().flat_map(|it| &it.processes).any(runs) {
+        verdicts.blind(&[Code::IpsetReaderBehind]);
+    }
+    let all = Known { sets, tools, savers };
+    readers(Code::IpsetReaderTooOld, &[FELIX], felix_reads(context), all, verdicts);
+    readers(Code::IpsetReaderBehind, savers, |_, _| true, all, verdicts);
 }
 
-/// The sets that Felix fails on: its own, and all of them unless it says of itself
-/// that it is well, which a Felix of an old release would not with a foreign set
-/// that it cannot read. All of these releases carry the same ipset.
-fn felix_reads(context: &Context<'_>) -> impl Fn(&IpSet) -> bool {
+/// What there is, and who makes use of it.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    sets: &'a IpSets,
+    tools: &'a Tools,
+    /// Who reads all sets.
+    savers: &'a [&'static str],
+}
+
+/// Whether K3s runs kube-router's network policy controller, where that matters:
+/// `--disable-network-policy` is an argument, and K3s hides those. The controller
+/// makes its chains when it starts, and its sets with the first policy. None where
+/// nobody can tell. (Of chains of legacy xtables nothing is read.)
+fn k3s_has_policies(context: &Context<'_>, sets: &IpSets) -> Option<bool> {
+    if sets.sets.iter().any(IpSet::is_of_kube_router) {
+        return Some(true);
+    }
+    let netfilter = context.now.netfilter.seen()?;
+    Some(netfilter.programmed(Controller::KubeRouter).chains > 0)
+}
+
+/// The sets that Felix fails on: its own, and those of others only in releases up
+/// to 3.27.0. All of these carry the same ipset as later ones, and the iptables
+/// beside it excludes but some. So others' sets count only while Felix says of
+/// itself that it is not ready, as it does then.
+fn felix_reads(context: &Context<'_>) -> impl Fn(&ToolSpace, &IpSet) -> bool {
     let services = context.now.services.seen();
-    let is_well = services.is_some_and(|all| {
-        all.iter().any(|it| it.service == Service::Felix && it.ailing_since.is_none())
+    let is_ailing = services.is_some_and(|all| {
+        all.iter().any(|it| it.service == Service::Felix && it.ailing_since.is_some())
     });
-    move |set| !is_well || set.name.starts_with(FELIX_OWN)
+    move |space, set| {
+        let is_later = space.iptables.is_some_and(|tool| tool >= IPTABLES_SINCE);
+        set.name.starts_with(FELIX_OWN) || is_ailing && !is_later
+    }
 }
 
 /// A process that reads all sets with a tool that cannot read all of them.
@@ -87,11 +125,11 @@ struct Reader<'a> {
 fn readers(
     code: Code,
     names: &[&str],
-    reads: impl Fn(&IpSet) -> bool,
-    sets: &IpSets,
-    tools: &Tools,
+    reads: impl Fn(&ToolSpace, &IpSet) -> bool,
+    all: Known<'_>,
     verdicts: &mut Verdicts,
 ) {
+    let Known { sets, tools, .. } = all;
     let found: Vec<_> =
         tools.spaces.iter().filter_map(|space| reader(space, names, &reads, sets)).collect();
     let Some((first, _)) = found.iter().find_map(|reader| reader.sets.first()) else { return };
@@ -114,12 +152,11 @@ fn readers(
         from: change.from,
         to: change.to,
     }));
-    evidence.extend(writer(first, sets, tools));
-    let foreign = sets.sets.iter().map(|set| set.name.as_str());
-    let foreign: Vec<_> = foreign.filter(|name| is_kube_routers(name)).collect();
-    if let Some(name) = foreign.first() {
+    evidence.extend(writer(first, all));
+    let foreign: Vec<_> = sets.sets.iter().filter(|set| set.is_of_kube_router()).collect();
+    if let Some(first) = foreign.first() {
         let count = u32::try_from(foreign.len()).unwrap_or(u32::MAX);
-        evidence.push(SetEvidence::KubeRouter { count, name: (*name).to_owned() });
+        evidence.push(SetEvidence::KubeRouter { count, name: first.name.clone() });
     }
     verdicts.add(Finding {
         code,
@@ -135,7 +172,7 @@ fn readers(
 fn reader<'a>(
     space: &'a ToolSpace,
     names: &[&str],
-    reads: impl Fn(&IpSet) -> bool,
+    reads: impl Fn(&ToolSpace, &IpSet) -> bool,
     sets: &'a IpSets,
 ) -> Option<Reader<'a>> {
     let tool = space.ipset?;
@@ -145,15 +182,16 @@ fn reader<'a>(
         .iter()
         .filter_map(|set| Some((set, tool.newest_revision(&set.kind)?)))
         .filter(|(set, newest)| set.revision > *newest)
-        .filter(|(set, _)| reads(set))
         .collect();
-    // The reader's own before those that the writer made for itself.
-    sets.sort_by_key(|(set, _)| is_kube_routers(&set.name));
-    (!sets.is_empty()).then_some(Reader { space, process, tool, sets })
-}
-
-fn is_kube_routers(set: &str) -> bool {
-    KUBE_ROUTER.iter().any(|own| set.starts_with(own))
+    // Those that it reads before those that it only could not, and its own before
+    // those that the writer made for itself.
+    sets.sort_by_key(|(set, _)| (!reads(space, set), set.is_of_kube_router()));
+    sets.first().is_some_and(|(set, _)| reads(space, set)).then_some(Reader {
+        space,
+        process,
+        tool,
+        sets,
+    })
 }
 
 fn unreadable(reader: &Reader<'_>) -> Option<SetEvidence> {
@@ -174,8 +212,8 @@ fn unreadable(reader: &Reader<'_>) -> Option<SetEvidence> {
 }
 
 /// Whose tool makes sets of this revision: somebody's who is known to make all
-/// sets anew, else the host's.
-fn writer(set: &IpSet, sets: &IpSets, tools: &Tools) -> Option<SetEvidence> {
+/// sets anew (kube-router#1677), else the host's.
+fn writer(set: &IpSet, Known { sets, tools, savers }: Known<'_>) -> Option<SetEvidence> {
     let offered = sets.types.get(&set.kind)?.max;
     let makes = |space: &&ToolSpace| {
         let newest = space.ipset.and_then(|tool| tool.newest_revision(&set.kind));
@@ -183,7 +221,8 @@ fn writer(set: &IpSet, sets: &IpSets, tools: &Tools) -> Option<SetEvidence> {
     };
     let known = |space: &ToolSpace| {
         let mut processes = space.processes.iter();
-        processes.find(|process| WRITERS.contains(&process.name.as_str())).cloned()
+        let writes = |name: &str| name != WEAVE && savers.contains(&name);
+        processes.find(|process| writes(&process.name)).cloned()
     };
     let mut spaces = tools.spaces.iter().filter(makes);
     let named = spaces.clone().find_map(|space| Some((space, Some(known(space)?))));
@@ -248,7 +287,9 @@ mod tests {
     use super::*;
     use crate::delta::Delta;
     use crate::fact::{Fact, Gap};
-    use crate::model::{Revisions, ServiceHealth, SetChange};
+    use crate::model::{
+        Family, Netfilter, NftTable, Programmed, Revisions, ServiceHealth, SetChange,
+    };
     use crate::snapshot::Snapshot;
     use crate::time::Mono;
 
@@ -350,13 +391,18 @@ mod tests {
 
     #[test]
     fn a_felix_that_is_well_reads_its_own_sets_only() {
-        let code = |names: &[&str], ailing_since: Option<Mono>| -> Vec<Code> {
+        let judged = |names: &[&str], iptables: &str, ailing_since: Option<Mono>| -> Vec<Code> {
             let all = names.iter().map(|name| set(name, 6)).collect();
             let felix =
                 ServiceHealth { service: Service::Felix, answer: None, ailing_since, ailing: 0 };
             let now = Snapshot {
                 ipsets: seen(sets(all)),
-                tools: seen(Tools { spaces: vec![space(2, "7.11", FELIX)] }),
+                tools: seen(Tools {
+                    spaces: vec![ToolSpace {
+                        iptables: iptables.parse().ok(),
+                        ..space(2, "7.11", FELIX)
+                    }],
+                }),
                 services: seen(vec![felix]),
                 ..Snapshot::default()
             };
@@ -365,10 +411,58 @@ mod tests {
             judge(&Context { delta, now: &now, digest: None }, &mut verdicts);
             verdicts.findings.iter().map(|finding| finding.code).collect()
         };
+        let code = |names: &[&str], ailing_since| judged(names, "1.8.4", ailing_since);
         // kube-proxy's in IPVS mode.
         assert_eq!(code(&["KUBE-CLUSTER-IP"], None), []);
         assert_eq!(code(&["KUBE-CLUSTER-IP"], Some(Mono(1))), [Code::IpsetReaderTooOld]);
         assert_eq!(code(&["KUBE-CLUSTER-IP", "cali40masq"], None), [Code::IpsetReaderTooOld]);
+        // A later release is not ready for another reason.
+        assert_eq!(judged(&["KUBE-CLUSTER-IP"], "1.8.8", Some(Mono(1))), []);
+        assert_eq!(judged(&["cali40masq"], "1.8.8", None), [Code::IpsetReaderTooOld]);
+    }
+
+    #[test]
+    fn k3s_reads_sets_only_where_it_has_network_policies() {
+        let judged = |names: &[&str], netfilter: Fact<Arc<Netfilter>>| {
+            let all = names.iter().map(|name| set(name, 6)).collect();
+            let now = Snapshot {
+                ipsets: seen(sets(all)),
+                tools: seen(Tools { spaces: vec![space(1, "7.11", "k3s-server")] }),
+                netfilter,
+                ..Snapshot::default()
+            };
+            let mut verdicts = Verdicts::default();
+            let delta = Delta { before: None, now: &now };
+            judge(&Context { delta, now: &now, digest: None }, &mut verdicts);
+            let codes: Vec<_> = verdicts.findings.iter().map(|finding| finding.code).collect();
+            (codes, verdicts.blind)
+        };
+        let with_chains = |chains| {
+            let by = Controller::KubeRouter;
+            let own = Programmed { by, chains, rules: 9, anchored: 3, denials: 1 };
+            let table = NftTable {
+                family: Family::Ip,
+                name: "filter".to_owned(),
+                handle: 1,
+                owner: None,
+                chains,
+                rules: 9,
+                base: Vec::new(),
+                programmed: vec![own],
+                entries: Vec::new(),
+                blockers: Vec::new(),
+                silencers: Vec::new(),
+                untracking: Vec::new(),
+                illegible: Vec::new(),
+                floods: Vec::new(),
+            };
+            seen(Netfilter { tables: vec![table], ..Netfilter::default() })
+        };
+        let behind = vec![Code::IpsetReaderBehind];
+        assert_eq!(judged(&["pods"], with_chains(0)), (vec![], vec![]));
+        assert_eq!(judged(&["pods"], with_chains(3)), (behind.clone(), vec![]));
+        assert_eq!(judged(&["pods", "KUBE-DST-AB"], with_chains(0)), (behind.clone(), vec![]));
+        assert_eq!(judged(&["pods"], Fact::Missing(Gap::Denied)), (vec![], behind));
     }
 
     #[test]
@@ -383,10 +477,10 @@ mod tests {
 
     #[test]
     fn many_sets_are_counted_and_few_named() {
-        let many = (0..500).map(|number| set(&format!("set-{number:03}"), 6)).collect();
+        let many = (0..500).map(|number| set(&format!("cali-{number:03}"), 6)).collect();
         let findings = read(sets(many), vec![space(2, "7.10", FELIX)]);
         let text = findings[0].evidence[0].to_string();
-        assert!(text.contains("set-007") && !text.contains("set-008"), "{text}");
+        assert!(text.contains("cali-007") && !text.contains("cali-008"), "{text}");
         assert!(text.contains("492 more"), "{text}");
     }
 

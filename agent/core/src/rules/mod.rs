@@ -14,6 +14,7 @@ mod live;
 mod neighbour;
 mod netfilter;
 mod pods;
+mod policies;
 mod probe;
 mod route;
 mod sessions;
@@ -152,6 +153,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         sessions::judge(&context, &mut verdicts);
         ipset::judge(&context, &mut verdicts);
         netfilter::judge(&context, &mut verdicts);
+        policies::judge(&context, &mut verdicts);
     }
     probe::judge(&context, &mut verdicts);
     kernel::judge(&context, &mut verdicts);

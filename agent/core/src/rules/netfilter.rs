@@ -3,6 +3,7 @@
 
 mod counted;
 mod filtered;
+mod inner;
 mod legibility;
 
 use super::live;
@@ -14,7 +15,7 @@ use crate::ladder::{Hop, Segment};
 use crate::model::{BaseChain, ChainHook, Family, Netfilter, NftTable, Owner};
 
 /// All that is judged here.
-const CODES: [Code; 9] = [
+const CODES: [Code; 11] = [
     Code::EncapsulationFiltered,
     Code::ForwardPolicyDrop,
     Code::FirewallFlushed,
@@ -24,6 +25,8 @@ const CODES: [Code; 9] = [
     Code::IptablesBackendsMixed,
     Code::RulesFlood,
     Code::NftTableUnreadableBySome,
+    Code::UntrackedInner,
+    Code::IcmpTooBigFiltered,
 ];
 /// Rules of one kind that one finding names.
 const MOST_NAMED: usize = 3;
@@ -41,10 +44,15 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         Some(counts) => {
             filtered::judge(context, netfilter, counts, verdicts);
             forward_policy(context, netfilter, counts, verdicts);
+            inner::judge(context, netfilter, counts, verdicts);
         }
         None => {
             counted::judge(context, netfilter, verdicts);
-            verdicts.blind(&[Code::ForwardPolicyDrop]);
+            verdicts.blind(&[
+                Code::ForwardPolicyDrop,
+                Code::UntrackedInner,
+                Code::IcmpTooBigFiltered,
+            ]);
         }
     }
     // A tunnel of one's own making needs none of the programs that use iptables.

@@ -12,6 +12,10 @@ use crate::model::Encapsulation;
 const UDP: u8 = 17;
 /// IPPROTO_IPIP.
 const IPIP: u8 = 4;
+/// IPPROTO_ICMP.
+const ICMP: u8 = 1;
+/// IPPROTO_ICMPV6.
+const ICMP6: u8 = 58;
 
 /// Conditions of a rule; all of them must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +26,9 @@ pub struct Matches {
     pub to_ports: Option<(u16, u16)>,
     /// Source ports, first and last.
     pub from_ports: Option<(u16, u16)>,
+    /// An ICMP type, and its code.
+    #[serde(default)]
+    pub icmp: Option<(u8, Option<u8>)>,
     /// Source addresses.
     pub source: Option<IpNet>,
     /// Destination addresses.
@@ -69,6 +76,7 @@ impl Matches {
             protocol: both(&self.protocol, &other.protocol, &mut more),
             to_ports: both(&self.to_ports, &other.to_ports, &mut more),
             from_ports: both(&self.from_ports, &other.from_ports, &mut more),
+            icmp: both(&self.icmp, &other.icmp, &mut more),
             source: both(&self.source, &other.source, &mut more),
             destination: both(&self.destination, &other.destination, &mut more),
             in_device: both(&self.in_device, &other.in_device, &mut more),
@@ -94,6 +102,19 @@ impl Matches {
     pub fn is_range(&self) -> bool {
         let has_two_ends = |(first, last)| first > 0 && first < last && last < u16::MAX;
         self.ports().into_iter().flatten().any(has_two_ends)
+    }
+
+    /// Whether they are about the errors that tell a sender that its packets are
+    /// too big, whoever gets them: "fragmentation needed" (RFC 1191), "packet too
+    /// big" (RFC 8201).
+    #[must_use]
+    pub fn are_too_big_errors(&self) -> bool {
+        let is_meant = match (self.protocol, self.icmp) {
+            (Some(ICMP), icmp) => matches!(icmp, None | Some((3, None | Some(4)))),
+            (Some(ICMP6), icmp) => matches!(icmp, None | Some((2, _))),
+            _ => false,
+        };
+        is_meant && !self.more && self.to_ports.is_none() && self.from_ports.is_none()
     }
 
     /// How likely it is that they mean a tunnel's packets: less is likelier.
@@ -155,7 +176,8 @@ impl fmt::Display for Matches {
             Some(UDP) => "udp".to_owned(),
             Some(6) => "tcp".to_owned(),
             Some(IPIP) => "ipencap".to_owned(),
-            Some(1) => "icmp".to_owned(),
+            Some(ICMP) => "icmp".to_owned(),
+            Some(ICMP6) => "icmpv6".to_owned(),
             Some(number) => number.to_string(),
             None => "th".to_owned(),
         };
@@ -164,7 +186,10 @@ impl fmt::Display for Matches {
             let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
             words.push(format!("{name} {side} {range}"));
         }
-        if self.protocol.is_some() && ports.iter().all(|(_, ports)| ports.is_none()) {
+        if let Some((kind, code)) = self.icmp {
+            words.push(format!("{name} type {kind}"));
+            words.extend(code.map(|code| format!("{name} code {code}")));
+        } else if self.protocol.is_some() && ports.iter().all(|(_, ports)| ports.is_none()) {
             words.push(format!("ip protocol {name}"));
         }
         if self.more {
@@ -218,6 +243,27 @@ mod tests {
         assert_eq!(Matches::default().to_string(), "everything");
         let ipip = Matches { protocol: Some(4), ..Matches::default() };
         assert_eq!(ipip.to_string(), "ip protocol ipencap");
+    }
+
+    #[test]
+    fn errors_of_too_big_packets_are_told_from_other_icmp() {
+        let icmp = |protocol, icmp| Matches { protocol, icmp, ..Matches::default() };
+        for (protocol, meant) in
+            [(1, Some((3, Some(4)))), (1, Some((3, None))), (58, Some((2, None)))]
+        {
+            let matches = icmp(Some(protocol), meant);
+            assert!(matches.are_too_big_errors(), "{matches}");
+            assert!(!Matches { more: true, ..matches }.are_too_big_errors());
+            assert!(icmp(Some(protocol), None).are_too_big_errors());
+        }
+        for (protocol, other) in
+            [(Some(1), (8, None)), (Some(1), (3, Some(3))), (Some(6), (3, None))]
+        {
+            assert!(!icmp(protocol, Some(other)).are_too_big_errors());
+        }
+        assert!(!Matches::default().are_too_big_errors());
+        let written = icmp(Some(1), Some((3, Some(4)))).to_string();
+        assert_eq!(written, "icmp type 3 icmp code 4");
     }
 
     #[test]

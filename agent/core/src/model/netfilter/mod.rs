@@ -17,10 +17,12 @@ use crate::time::{Mono, SECOND};
 pub use controller::{Controller, Programmed};
 pub use hook::{ChainHook, Family};
 pub use matches::{Matches, Outer};
-pub use rule::{Blocker, Flood, Growth, Illegible, Readers, RuleAt, SKIPS_FOREIGN_CHAINS};
+pub use rule::{
+    Blocker, Flood, Growth, Illegible, Readers, RuleAt, SKIPS_FOREIGN_CHAINS, Untracking,
+};
 pub use table::{
-    BaseChain, MOST_BASE_CHAINS, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, NftTable, REPEATED,
-    is_of_iptables,
+    BaseChain, MOST_ASIDE, MOST_BASE_CHAINS, MOST_ENTRIES, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES,
+    NftTable, REPEATED, is_of_iptables,
 };
 
 /// Tables that are kept.
@@ -164,7 +166,10 @@ mod tests {
             rules: 9,
             base: Vec::new(),
             programmed: vec![calico],
+            entries: Vec::new(),
             blockers: Vec::new(),
+            silencers: Vec::new(),
+            untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),
         };

@@ -59,6 +59,17 @@ impl Blocker {
     }
 }
 
+/// A rule that keeps packets out of connection tracking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untracking {
+    /// Where it is.
+    pub at: RuleAt,
+    /// From which hooks packets come to it.
+    pub hooks: Vec<ChainHook>,
+    /// Which packets, as of a [`Blocker`].
+    pub matches: Matches,
+}
+
 /// A rule that not every iptables-nft can read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Illegible {

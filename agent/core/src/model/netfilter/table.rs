@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Mono;
 
-use super::{Blocker, ChainHook, Family, Flood, Illegible, Programmed};
+use super::{Blocker, ChainHook, Family, Flood, Illegible, Programmed, RuleAt, Untracking};
 
 /// Base chains that are kept of one table.
 pub const MOST_BASE_CHAINS: usize = 64;
@@ -14,6 +14,11 @@ pub const MOST_RULES: usize = 64;
 pub const MOST_ILLEGIBLE: usize = 16;
 /// Chains in which a rule repeats that are kept of one table.
 pub const MOST_FLOODS: usize = 16;
+/// Rules that lead into chains of kube-router that are kept of one table; it makes
+/// one for each hook.
+pub const MOST_ENTRIES: usize = 8;
+/// Rules that are kept of one table for what they do to others than outer packets.
+pub const MOST_ASIDE: usize = 16;
 /// How often a rule must be in one chain to count as repeated.
 pub const REPEATED: u32 = 16;
 
@@ -37,9 +42,20 @@ pub struct NftTable {
     pub base: Vec<BaseChain>,
     /// What the programs of container networks keep in it.
     pub programmed: Vec<Programmed>,
+    /// Rules of base chains that lead into chains of kube-router, up to
+    /// [`MOST_ENTRIES`].
+    #[serde(default)]
+    pub entries: Vec<RuleAt>,
     /// Rules that drop or reject, and that the encapsulation of a tunnel may meet:
     /// the likeliest first, up to [`MOST_RULES`].
     pub blockers: Vec<Blocker>,
+    /// Rules that drop or reject the errors that tell a sender that its packets are
+    /// too big, up to [`MOST_ASIDE`].
+    #[serde(default)]
+    pub silencers: Vec<Blocker>,
+    /// Rules that keep packets out of connection tracking, up to [`MOST_ASIDE`].
+    #[serde(default)]
+    pub untracking: Vec<Untracking>,
     /// Rules that not every iptables-nft can read, in tables that it reads: the
     /// worst first, of each kind the first up to [`MOST_ILLEGIBLE`]. Rules of base
     /// chains that iptables does not have are none: a version that does not refuse
@@ -156,7 +172,10 @@ mod tests {
             rules: 1,
             base: Vec::new(),
             programmed: Vec::new(),
+            entries: Vec::new(),
             blockers,
+            silencers: Vec::new(),
+            untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),
         }

@@ -68,7 +68,7 @@ pub(super) fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
     }
 }
 
-fn drop_of(form: DropForm, outbound: bool, reason: &str) -> PacketDrop {
+pub(super) fn drop_of(form: DropForm, outbound: bool, reason: &str) -> PacketDrop {
     PacketDrop {
         site: DropSite {
             reason: Some(reason.to_owned()),
@@ -96,7 +96,10 @@ pub(super) fn table(name: &str) -> NftTable {
         rules: 4,
         base: Vec::new(),
         programmed: Vec::new(),
+        entries: Vec::new(),
         blockers: Vec::new(),
+        silencers: Vec::new(),
+        untracking: Vec::new(),
         illegible: Vec::new(),
         floods: Vec::new(),
     }

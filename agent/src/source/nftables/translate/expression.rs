@@ -33,6 +33,8 @@ pub struct Rule<'a> {
     /// Packets that its counter counted; none where a condition comes after the
     /// counter, which then counts others, too.
     pub packets: Option<u64>,
+    /// It keeps packets out of connection tracking.
+    pub untracks: bool,
     /// Who can read it, and the first expression that others cannot: in tables of
     /// iptables-nft only; none when everybody can.
     pub illegible: Option<(Readers, &'a str)>,
@@ -61,6 +63,8 @@ enum Held {
     Protocol,
     FromPort,
     ToPort,
+    IcmpType,
+    IcmpCode,
     /// An address, and how many bits of it count.
     Source(u8),
     Destination(u8),
@@ -101,6 +105,7 @@ pub(super) fn read<'a>(
         matches: Matches::default(),
         verdict: Verdict::Continue,
         packets: None,
+        untracks: false,
         illegible: None,
         digest: 0,
     };
@@ -174,19 +179,14 @@ fn take<'a>(
             rule.packets = None;
             xt_match(&mut rule.matches, data)
         }
-        "target" => {
-            for attribute in Attributes::of(data) {
-                if let (1, value) = attribute?
-                    && word(value)? == "REJECT"
-                {
-                    rule.verdict = Verdict::Reject;
-                }
-            }
+        "target" => target(rule, data),
+        "notrack" => {
+            rule.untracks = true;
             Ok(())
         }
         // These do something, and all packets pass them.
-        "log" | "last" | "objref" | "notrack" | "dup" | "masq" | "snat" | "nat" | "redir"
-        | "tproxy" | "queue" | "fwd" | "flow_offload" | "synproxy" => Ok(()),
+        "log" | "last" | "objref" | "dup" | "masq" | "snat" | "nat" | "redir" | "tproxy"
+        | "queue" | "fwd" | "flow_offload" | "synproxy" => Ok(()),
         // These fill a register, which a comparison then asks.
         "ct" | "byteorder" | "exthdr" | "numgen" | "hash" | "rt" | "socket" | "osf" | "tunnel"
         | "fib" | "xfrm" | "inner" => load(held, Some(data), Held::Other),
@@ -237,6 +237,9 @@ fn payload(data: &[u8]) -> Result<Held, Malformed> {
         (1, 16, 1..=4) | (1, 24, 16) => Held::Destination(bits),
         (2, 0, 2) => Held::FromPort,
         (2, 2, 2) => Held::ToPort,
+        // RFC 792 and RFC 4443.
+        (2, 0, 1) => Held::IcmpType,
+        (2, 1, 1) => Held::IcmpCode,
         _ => Held::Other,
     })
 }
@@ -315,6 +318,22 @@ fn compare(matches: &mut Matches, held: &[Held; REGISTERS], data: &[u8]) -> Resu
             matches.protocol = value.first().copied();
             true
         }
+        // Type and code at once, where the ports of others are.
+        (Held::FromPort, 0) if is_icmp(matches.protocol) => {
+            matches.icmp = value.first_chunk().map(|&[kind, code]| (kind, Some(code)));
+            matches.icmp.is_some()
+        }
+        (Held::IcmpType, 0) if is_icmp(matches.protocol) => {
+            matches.icmp = value.first().map(|&kind| (kind, None));
+            matches.icmp.is_some()
+        }
+        (Held::IcmpCode, 0) => match (&mut matches.icmp, value.first()) {
+            (Some((_, own)), Some(&code)) => {
+                *own = Some(code);
+                true
+            }
+            _ => false,
+        },
         (Held::ToPort, _) => narrow(&mut matches.to_ports, operation, port()),
         (Held::FromPort, _) => narrow(&mut matches.from_ports, operation, port()),
         (Held::Source(bits), 0) => {
@@ -337,6 +356,11 @@ fn compare(matches: &mut Matches, held: &[Held; REGISTERS], data: &[u8]) -> Resu
     };
     matches.more |= !known;
     Ok(())
+}
+
+/// ICMP, or ICMPv6.
+fn is_icmp(protocol: Option<u8>) -> bool {
+    matches!(protocol, Some(1 | 58))
 }
 
 /// Narrows a range of ports by a comparison; whether it is one that can.
@@ -421,6 +445,31 @@ fn immediate<'a>(rule: &mut Rule<'a>, data: &'a [u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
+/// `NFTA_TARGET_...`: an action of xtables.
+fn target(rule: &mut Rule<'_>, data: &[u8]) -> Result<(), Malformed> {
+    let (mut name, mut info) = ("", &[][..]);
+    for attribute in Attributes::of(data) {
+        let (kind, value) = attribute?;
+        match kind {
+            1 => name = word(value)?,
+            3 => info = value,
+            _ => {}
+        }
+    }
+    match name {
+        "REJECT" => rule.verdict = Verdict::Reject,
+        "NOTRACK" => rule.untracks = true,
+        // XT_CT_NOTRACK in the flags of struct xt_ct_target_info
+        // (linux/netfilter/xt_CT.h).
+        "CT" => {
+            let flags = info.first_chunk().copied().map(u16::from_ne_bytes);
+            rule.untracks = flags.is_some_and(|flags| flags & 1 != 0);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 /// `NFTA_MATCH_...`: an extension of xtables.
 fn xt_match(matches: &mut Matches, data: &[u8]) -> Result<(), Malformed> {
     let (mut name, mut info) = ("", &[][..]);
@@ -443,6 +492,14 @@ fn xt_match(matches: &mut Matches, data: &[u8]) -> Result<(), Malformed> {
             matches.from_ports = ports([*a, *b], [*c, *d]).or(matches.from_ports);
             matches.to_ports = ports([*e, *f], [*g, *h]).or(matches.to_ports);
         }
+        // struct ipt_icmp: a type, of which 255 is any, the first and the last code,
+        // a flag that inverts; struct ip6t_icmp is the same and has no such type.
+        ("icmp", [255, _, _, 0, ..]) => {}
+        ("icmp" | "icmp6", [kind, first, last, 0, ..]) => match (first, last) {
+            (0, 255) => matches.icmp = Some((*kind, None)),
+            (first, last) if first == last => matches.icmp = Some((*kind, Some(*first))),
+            _ => matches.more = true,
+        },
         _ => matches.more = true,
     }
     Ok(())

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use overlaywatch_core::model::{
-    BaseChain, Blocker, ChainHook, Controller, Family, Flood, Illegible, MOST_BASE_CHAINS,
-    MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES, Matches, NftTable, Programmed, REPEATED,
-    RuleAt,
+    BaseChain, Blocker, ChainHook, Controller, Family, Flood, Illegible, MOST_ASIDE,
+    MOST_BASE_CHAINS, MOST_ENTRIES, MOST_FLOODS, MOST_ILLEGIBLE, MOST_RULES, MOST_TABLES, Matches,
+    NftTable, Programmed, REPEATED, RuleAt, Untracking,
 };
 
 use super::{Chain, Rule, Table, Verdict};
@@ -34,7 +34,9 @@ struct Draft {
     current: String,
     owner: Option<Controller>,
     anchor: bool,
-    /// It is a base chain that iptables does not have.
+    /// It is a base chain.
+    is_base: bool,
+    /// And one that iptables does not have.
     is_foreign: bool,
     rules: u32,
     /// How often each rule of it is there, and the latest one's handle.
@@ -65,7 +67,10 @@ impl Summary {
             rules: 0,
             base: Vec::new(),
             programmed: Vec::new(),
+            entries: Vec::new(),
             blockers: Vec::new(),
+            silencers: Vec::new(),
+            untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),
         };
@@ -123,6 +128,7 @@ impl Draft {
             current: String::new(),
             owner: None,
             anchor: false,
+            is_base: false,
             is_foreign: false,
             rules: 0,
             times: HashMap::new(),
@@ -148,6 +154,7 @@ impl Draft {
             self.owner = self.owner_of(&rule.chain);
             self.anchor = Controller::is_anchor(&rule.chain);
             let base = self.table.base.iter().find(|base| base.name == rule.chain);
+            self.is_base = base.is_some();
             self.is_foreign = base.is_some_and(|base| !base.is_of_iptables(&self.table.name));
         }
         self.table.rules = self.table.rules.saturating_add(1);
@@ -168,8 +175,32 @@ impl Draft {
             let expression = expression.to_owned();
             keep(&mut self.table.illegible, Illegible { at: at(), expression, readers });
         }
+        if rule.untracks && self.table.untracking.len() < MOST_CANDIDATES {
+            let matches = rule.matches.clone();
+            self.table.untracking.push(Untracking { at: at(), hooks: Vec::new(), matches });
+        }
+        let denies = matches!(rule.verdict, Verdict::Drop | Verdict::Reject);
+        if denies
+            && rule.matches.are_too_big_errors()
+            && self.table.silencers.len() < MOST_CANDIDATES
+        {
+            self.table.silencers.push(Blocker {
+                at: at(),
+                rejects: rule.verdict == Verdict::Reject,
+                hooks: Vec::new(),
+                matches: rule.matches.clone(),
+                packets: rule.packets,
+                growth: None,
+            });
+        }
         match rule.verdict {
             Verdict::Jump(to) => {
+                if self.is_base
+                    && Controller::of_chain(&to) == Some(Controller::KubeRouter)
+                    && self.table.entries.len() < MOST_ENTRIES
+                {
+                    self.table.entries.push(at());
+                }
                 let lead = self.leads.entry(to.into_owned()).or_default();
                 if lead.jumps == 0 {
                     lead.matches = rule.matches;
@@ -225,20 +256,41 @@ impl Draft {
         blockers.sort_by_key(|blocker| blocker.matches.rank());
         blockers.truncate(MOST_RULES);
         self.table.blockers = blockers;
+        let silencers = std::mem::take(&mut self.table.silencers);
+        let silencers = silencers.into_iter().filter_map(|mut rule| {
+            rule.hooks = self.led(&rule.at.chain, &mut rule.matches);
+            (!rule.hooks.is_empty() && rule.matches.are_too_big_errors()).then_some(rule)
+        });
+        self.table.silencers = silencers.take(MOST_ASIDE).collect();
+        let untracking = std::mem::take(&mut self.table.untracking);
+        let untracking = untracking.into_iter().filter_map(|mut rule| {
+            rule.hooks = self.led(&rule.at.chain, &mut rule.matches);
+            (!rule.hooks.is_empty()).then_some(rule)
+        });
+        self.table.untracking = untracking.take(MOST_ASIDE).collect();
         self.table.floods.sort_by_key(|flood| std::cmp::Reverse(flood.times));
         self.table
     }
 
     /// The rule with what leads to it; none where packets of tunnels do not come.
     fn reached(&self, mut blocker: Blocker) -> Option<Blocker> {
-        let mut chain = blocker.at.chain.as_str();
+        blocker.hooks = self.led(&blocker.at.chain, &mut blocker.matches);
+        // Outer packets begin or end here: they are not forwarded.
+        blocker.hooks.retain(|hook| *hook != ChainHook::Forward);
+        (!blocker.hooks.is_empty() && blocker.matches.may_be_outer()).then_some(blocker)
+    }
+
+    /// From which hooks packets come to a chain; a rule's conditions are joined with
+    /// those of the one jump that leads there.
+    fn led(&self, to: &str, matches: &mut Matches) -> Vec<ChainHook> {
+        let mut chain = to;
         for _ in 0..MOST_STEPS {
             let Some(lead) = self.leads.get(chain).filter(|lead| lead.jumps == 1) else { break };
-            blocker.matches = lead.matches.and(&blocker.matches);
+            *matches = lead.matches.and(matches);
             let Some(from) = lead.from.first() else { break };
             chain = from;
         }
-        let mut open = vec![blocker.at.chain.as_str()];
+        let mut open = vec![to];
         let mut visited: BTreeSet<&str> = open.iter().copied().collect();
         let mut hooks = BTreeSet::new();
         while let Some(chain) = open.pop() {
@@ -250,10 +302,7 @@ impl Draft {
                 }
             }
         }
-        // Outer packets begin or end here: they are not forwarded.
-        hooks.remove(&ChainHook::Forward);
-        blocker.hooks = hooks.into_iter().collect();
-        (!blocker.hooks.is_empty() && blocker.matches.may_be_outer()).then_some(blocker)
+        hooks.into_iter().collect()
     }
 }
 

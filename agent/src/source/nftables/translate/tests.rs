@@ -1,4 +1,4 @@
-use overlaywatch_core::model::{Controller, Matches, Netfilter, Readers};
+use overlaywatch_core::model::{Controller, Matches, Netfilter, Readers, RuleAt};
 use proptest::prelude::*;
 
 use super::*;
@@ -134,6 +134,77 @@ fn names_that_are_no_text_blind_nobody() {
     assert_eq!(rule.verdict, Verdict::Jump("a\u{fffd}".into()));
     let by = [vec![0; 4], number(1, 9), number(2, 77), odd(3)].concat();
     assert_eq!(generation(&by).unwrap().by.unwrap().name, "a\u{fffd}");
+}
+
+#[test]
+fn what_leads_into_kube_routers_chains_is_kept() {
+    let jump = |from: &str, handle, to: &str| {
+        message("filter", from, handle, &[counter(0), verdict(-3, to)])
+    };
+    let table = summed_up(&[
+        jump("FORWARD", 4, "KUBE-ROUTER-FORWARD"),
+        jump("FORWARD", 5, "KUBE-FORWARD"),
+        // Not from where packets come.
+        jump("X", 6, "KUBE-POD-FW-AB"),
+    ]);
+    assert_eq!(table.entries, [RuleAt { chain: "FORWARD".to_owned(), handle: 4 }]);
+}
+
+#[test]
+fn errors_of_too_big_packets_that_are_dropped_are_kept() {
+    // As nft writes "icmp type 3 icmp code 4", and iptables its extension.
+    let at_once = port(0, 0, 0x0304);
+    let apart = |offset: u32, value_of: u8| {
+        let place = [number(1, 1), number(2, 2), number(3, offset), number(4, 1)];
+        let is = [number(1, 1), number(2, 0), value(3, &[value_of])];
+        [expression("payload", &place), expression("cmp", &is)]
+    };
+    let extension =
+        |info: &[u8]| expression("match", &[name(1, "icmp"), number(2, 0), attribute(3, info)]);
+    let kept = |conditions: &[Vec<u8>]| {
+        let [meta, is_icmp] = protocol(1);
+        let expressions = [&[meta, is_icmp], conditions, &[verdict(0, "")]].concat();
+        summed_up(&[message("filter", "OUTPUT", 9, &expressions)]).silencers
+    };
+    for conditions in [
+        Vec::new(),
+        at_once.to_vec(),
+        apart(0, 3).to_vec(),
+        [apart(0, 3), apart(1, 4)].concat(),
+        vec![extension(&[3, 4, 4, 0])],
+        vec![extension(&[3, 0, 255, 0])],
+        vec![extension(&[255, 0, 255, 0])],
+    ] {
+        let silencers = kept(&conditions);
+        assert_eq!(silencers.len(), 1, "{conditions:?}");
+        assert_eq!(silencers[0].hooks, [ChainHook::Output]);
+    }
+    for conditions in [
+        apart(0, 8).to_vec(),
+        [apart(0, 3), apart(1, 3)].concat(),
+        vec![extension(&[8, 0, 255, 0])],
+        vec![extension(&[3, 4, 4, 1])],
+        vec![expression("limit", &[])],
+        // What "ct" loads is asked by a comparison.
+        vec![expression("ct", &[]), at_once[1].clone()],
+    ] {
+        assert_eq!(kept(&conditions), [], "{conditions:?}");
+    }
+}
+
+#[test]
+fn what_is_not_tracked_is_kept() {
+    let kept =
+        |action: Vec<u8>| summed_up(&[message("filter", "FORWARD", 9, &[action])]).untracking.len();
+    let target = |what: &str, info: &[u8]| {
+        expression("target", &[name(1, what), number(2, 1), attribute(3, info)])
+    };
+    assert_eq!(kept(expression("notrack", &[])), 1);
+    assert_eq!(kept(target("CT", &1_u16.to_ne_bytes())), 1);
+    assert_eq!(kept(target("NOTRACK", &[])), 1);
+    // A zone, and nothing more.
+    assert_eq!(kept(target("CT", &0_u16.to_ne_bytes())), 0);
+    assert_eq!(kept(target("MARK", &[])), 0);
 }
 
 #[test]
