@@ -10,6 +10,7 @@ pub mod classifier;
 mod container;
 pub mod demo;
 pub mod fault;
+pub mod features;
 pub mod filter;
 mod guest;
 pub mod health;

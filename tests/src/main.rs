@@ -11,7 +11,7 @@ use lab::fault::{self, Expected, Fault};
 use lab::mode::Mode;
 use lab::run::{self, Settings};
 use lab::topology::Shape;
-use lab::{demo, identity, interrupt, record, report};
+use lab::{demo, features, identity, interrupt, record, report};
 use serde_json::json;
 
 /// Real overlays in network namespaces, broken on purpose, and the agents judged.
@@ -34,6 +34,8 @@ enum Command {
     Demo(DemoArgs),
     /// Save recordings of standing verdicts as golden cases
     Record(RecordArgs),
+    /// Find out what this kernel has of what agents and lab build on, as JSON
+    Features(FeaturesArgs),
     /// Remove what a killed lab left behind
     Clean,
 }
@@ -72,9 +74,19 @@ struct RunArgs {
     /// Where recordings and logs of failed runs are kept
     #[arg(long, value_name = "DIRECTORY", default_value = "target/lab")]
     keep: PathBuf,
+    /// Write the rows into this file, too, as `-o json` prints them
+    #[arg(long, value_name = "FILE")]
+    rows: Option<PathBuf>,
     /// How to print the result
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+}
+
+#[derive(Debug, Args)]
+struct FeaturesArgs {
+    /// The agent to run
+    #[arg(long, value_name = "PATH", default_value = BINARY)]
+    binary: PathBuf,
 }
 
 /// Where Cargo leaves the agent.
@@ -154,6 +166,11 @@ fn act(command: Command) -> Result<bool> {
             record_all(&args)?;
             Ok(true)
         }
+        Command::Features(args) => {
+            let found = features::look(&binary(&args.binary)?)?;
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
+            Ok(true)
+        }
     }
 }
 
@@ -228,6 +245,10 @@ fn run(args: &RunArgs) -> Result<bool> {
         row
     })?;
     let passed = rows.iter().filter(|row| row.is_pass()).count();
+    if let Some(file) = &args.rows {
+        std::fs::write(file, serde_json::to_string_pretty(&rows)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     if args.output == Output::Json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
     } else {
