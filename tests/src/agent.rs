@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::mode::Mode;
+use crate::patience;
 use crate::topology::{Cluster, Node};
 
 /// The agent's port, for HTTP over TCP and for probes over UDP.
@@ -93,7 +94,7 @@ impl Agent {
     /// When it does not end in time.
     pub fn stop(mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        let end = Instant::now() + STOPS_WITHIN;
+        let end = Instant::now() + patience::stretched(STOPS_WITHIN);
         while self.child.try_wait()?.is_none() {
             if Instant::now() > end {
                 bail!("an agent did not end within {STOPS_WITHIN:?} of SIGTERM");

@@ -74,6 +74,7 @@ pub fn look(binary: &Path) -> Result<Features> {
         );
         by_filters |= has_filters(node.pins.path())?;
     }
+    // Ready is who counts, so one that attached neither way is not ready.
     has.insert("tcx", !by_filters);
     Ok(Features { release, has, gaps })
 }

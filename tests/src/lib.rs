@@ -23,6 +23,7 @@ pub mod judge;
 pub mod mode;
 pub mod netns;
 pub mod offload;
+pub mod patience;
 pub mod pins;
 pub mod poll;
 pub mod program;

@@ -11,7 +11,7 @@ use lab::fault::{self, Expected, Fault};
 use lab::mode::Mode;
 use lab::run::{self, Settings};
 use lab::topology::Shape;
-use lab::{demo, features, identity, interrupt, record, report};
+use lab::{demo, features, identity, interrupt, patience, record, report};
 use serde_json::json;
 
 /// Real overlays in network namespaces, broken on purpose, and the agents judged.
@@ -74,6 +74,9 @@ struct RunArgs {
     /// Where recordings and logs of failed runs are kept
     #[arg(long, value_name = "DIRECTORY", default_value = "target/lab")]
     keep: PathBuf,
+    /// Wait so many times as long for everything, as where a processor is emulated
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    patience: u32,
     /// Write the rows into this file, too, as `-o json` prints them
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,
@@ -87,6 +90,9 @@ struct FeaturesArgs {
     /// The agent to run
     #[arg(long, value_name = "PATH", default_value = BINARY)]
     binary: PathBuf,
+    /// Wait so many times as long for everything, as where a processor is emulated
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    patience: u32,
 }
 
 /// Where Cargo leaves the agent.
@@ -167,6 +173,7 @@ fn act(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Features(args) => {
+            patience::set(args.patience);
             let found = features::look(&binary(&args.binary)?)?;
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
             Ok(true)
@@ -216,6 +223,7 @@ fn list(args: &ListArgs) -> Result<()> {
 
 fn run(args: &RunArgs) -> Result<bool> {
     let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
+    patience::set(args.patience);
     let binary = binary(&args.binary)?;
     let mode = if args.no_rules { Mode::NoRules } else { Mode::Rules };
     let shapes = args.shape.map_or_else(|| Shape::value_variants().to_vec(), |shape| vec![shape]);

@@ -14,7 +14,7 @@ use super::kernels::Unpacked;
 use crate::shell::{self, target};
 
 /// Programs that the guest's start, the lab, its faults and their scripts run.
-const PROGRAMS: [&str; 47] = [
+const PROGRAMS: [&str; 49] = [
     "bash",
     "bird",
     "birdc",
@@ -56,11 +56,13 @@ const PROGRAMS: [&str; 47] = [
     "sleep",
     "ss",
     "stat",
+    "sync",
     "sysctl",
     "tc",
     "touch",
     "true",
     "umount",
+    "uname",
     "unshare",
 ];
 /// Files and folders that these read.

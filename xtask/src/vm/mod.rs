@@ -59,6 +59,9 @@ const ALL: &str = "all";
 /// The kernel that is tried when none is named.
 const DEFAULT: &str = "6.1";
 
+/// How much slower an emulated processor may be than what limits are meant for.
+const PATIENCE: u8 = 4;
+
 /// What came of one kernel.
 #[derive(Debug, Serialize)]
 struct Outcome {
@@ -238,7 +241,7 @@ impl Outcome {
 
 /// What the guest does, as its first process.
 fn script(pattern: Option<&str>, options: &Options) -> String {
-    let mut run = format!("--jobs {}", options.jobs);
+    let mut run = format!("--rows rows.json --keep kept --jobs {}", options.jobs);
     if let Some(shape) = &options.shape {
         run += &format!(" --shape {}", quoted(shape));
     }
@@ -248,9 +251,8 @@ fn script(pattern: Option<&str>, options: &Options) -> String {
     if let Some(pattern) = pattern {
         run += &format!(" {}", quoted(pattern));
     }
-    format!(
-        "{START}/lab/lab run --binary /lab/overlaywatch --rows rows.json --keep kept {run}\n{END}"
-    )
+    let agent = format!("--binary /lab/overlaywatch --patience {PATIENCE}");
+    format!("{START}/lab/lab features {agent} > features.json\n/lab/lab run {agent} {run}\n{END}")
 }
 
 /// A word for a shell.
@@ -272,7 +274,6 @@ modprobe -a virtio_pci virtio_blk
 ip link set lo up
 echo \"booted $(uname -r) in $(cut -d ' ' -f 1 /proc/uptime) s, clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"
 cd /result
-/lab/lab features --binary /lab/overlaywatch > features.json
 ";
 const END: &str = "busybox dmesg > kernel.txt
 busybox tar -cf /dev/vda .
@@ -307,10 +308,7 @@ mod tests {
     fn the_guest_is_told_what_was_asked() {
         let options = Options::parse_from(["vm", "--shape", "flannel", "--no-rules"]);
         let script = script(Some("it's"), &options);
-        assert!(script.contains(
-            "/lab/lab run --binary /lab/overlaywatch --rows rows.json --keep kept --jobs 1 \
-             --shape 'flannel' --no-rules 'it'\\''s'\n"
-        ));
+        assert!(script.contains(" --jobs 1 --shape 'flannel' --no-rules 'it'\\''s'\n"));
         assert!(script.ends_with("poweroff -f\n"));
     }
 
