@@ -164,10 +164,12 @@ impl Cluster {
             .iter()
             .filter(|node| Some(node.index) != without)
             .map(|node| {
-                json!({
-                    "targets": [format!("{}:{PORT}", node.underlay())],
-                    "labels": {"node": node.name},
-                })
+                let mut labels = json!({"node": node.name});
+                if !self.shape.is_vxlan() {
+                    // Nothing on the other nodes says which address is behind an IPIP route.
+                    labels["overlay"] = json!(node.overlay());
+                }
+                json!({"targets": [format!("{}:{PORT}", node.underlay())], "labels": labels})
             })
             .collect();
         let text = serde_json::to_string_pretty(&listed)?;

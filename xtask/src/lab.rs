@@ -14,7 +14,7 @@ use crate::{Install, vm};
 pub(crate) struct Options {
     #[command(flatten)]
     install: Install,
-    /// What the lab takes: `list`, `run [PATTERN]`, `clean`, `record`, `--help`; or
+    /// What the lab takes: `list`, `shapes`, `run [PATTERN]`, `clean`, `record`, `--help`; or
     /// `vm [KERNEL...] [PATTERN]`, which runs it in virtual machines
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "--help")]
     arguments: Vec<String>,
@@ -54,8 +54,8 @@ pub(crate) fn build_command() -> Command {
 pub(crate) fn command(arguments: &[String]) -> Result<Command> {
     let release = target()?.join("release");
     let verb = arguments.first().map_or("", String::as_str);
-    let only_speaks =
-        verb == "list" || arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    let only_speaks = ["list", "shapes"].contains(&verb)
+        || arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     let program = release.join("lab");
     let mut command = if only_speaks {
         let mut command = Command::new(program);

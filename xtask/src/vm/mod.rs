@@ -59,8 +59,11 @@ const ALL: &str = "all";
 /// The kernel that is tried when none is named.
 const DEFAULT: &str = "6.1";
 
-/// How much slower an emulated processor may be than what limits are meant for.
-const PATIENCE: u8 = 4;
+/// The agent in a guest, and how much slower an emulated processor may be than
+/// what limits are meant for.
+const AGENT: &str = "--binary /lab/overlaywatch --patience 4";
+/// The longest that a demo takes in a guest.
+const DEMO_BOUND: Duration = Duration::from_secs(3600);
 
 /// What came of one kernel.
 #[derive(Debug, Serialize)]
@@ -146,30 +149,8 @@ fn run_one(
     pattern: Option<&str>,
     options: &Options,
 ) -> Result<Outcome> {
-    let unpacked = kernel.provide(!install.no_install)?;
-    let kept = target()?.join("lab/vm").join(kernel.name);
-    // What is kept of an earlier run would be taken for this one's.
-    let _ = fs::remove_dir_all(&kept);
-    fs::create_dir_all(&kept)?;
-    let archive = kept.join("initrd");
-    guest::write(&unpacked, script(pattern, options), &archive)?;
-    eprintln!(
-        "booting {} without hardware virtualisation; it is killed after {} s, or {} s without a word",
-        unpacked.release,
-        options.bound.as_secs(),
-        machine::SILENCE.as_secs()
-    );
     let start = Instant::now();
-    let machine = Machine {
-        name: kernel.name,
-        kernel: &unpacked,
-        archive: &archive,
-        folder: &kept,
-        bound: options.bound,
-    };
-    let results = machine.run();
-    interrupt::check()?;
-    fs::remove_file(&archive)?;
+    let (kept, results) = boot(kernel, install, &run_lines(pattern, options), options.bound)?;
     let mut outcome = Outcome {
         kernel: kernel.name,
         found: None,
@@ -187,6 +168,57 @@ fn run_one(
         outcome.result = "pass";
     }
     Ok(outcome)
+}
+
+/// Shows a mesh in a guest, with what the lab's demo takes, and a fault if one
+/// is named: stdout is what the demo says in the end.
+pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result<()> {
+    interrupt::install()?;
+    let kernel = Kernel::named(DEFAULT).context("no kernel is the usual one")?;
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    let demo = format!("/lab/lab {} {AGENT}", words.join(" "));
+    let lines = match output {
+        Output::Json => format!("{demo} > demo.json\necho $? > status\n"),
+        // What goes to a terminal is drawn over, and a console is no such.
+        Output::Text => format!("({demo}; echo $? > status) | cat\n"),
+    };
+    let (_, results) = boot(kernel, install, &lines, DEMO_BOUND)?;
+    let results = results?;
+    if output == Output::Json {
+        print!("{}", fs::read_to_string(results.join("demo.json"))?);
+    }
+    let status = fs::read_to_string(results.join("status"))?;
+    ensure!(status.trim() == "0", "the demo in the guest ended with {}", status.trim());
+    Ok(())
+}
+
+/// Boots a kernel whose guest does `lines`. Where its console is kept, and what
+/// it brought back.
+fn boot(
+    kernel: &Kernel,
+    install: Install,
+    lines: &str,
+    bound: Duration,
+) -> Result<(PathBuf, Result<PathBuf>)> {
+    let unpacked = kernel.provide(!install.no_install)?;
+    let kept = target()?.join("lab/vm").join(kernel.name);
+    // What is kept of an earlier run would be taken for this one's.
+    let _ = fs::remove_dir_all(&kept);
+    fs::create_dir_all(&kept)?;
+    let archive = kept.join("initrd");
+    guest::write(&unpacked, format!("{START}{lines}{END}"), &archive)?;
+    eprintln!(
+        "booting {} without hardware virtualisation; it is killed after {} s, or {} s without a word",
+        unpacked.release,
+        bound.as_secs(),
+        machine::SILENCE.as_secs()
+    );
+    let machine =
+        Machine { name: kernel.name, kernel: &unpacked, archive: &archive, folder: &kept, bound };
+    let results = machine.run();
+    interrupt::check()?;
+    fs::remove_file(&archive)?;
+    Ok((kept, results))
 }
 
 impl Outcome {
@@ -239,8 +271,8 @@ impl Outcome {
     }
 }
 
-/// What the guest does, as its first process.
-fn script(pattern: Option<&str>, options: &Options) -> String {
+/// What a guest does that runs faults.
+fn run_lines(pattern: Option<&str>, options: &Options) -> String {
     let mut run = format!("--rows rows.json --keep kept --jobs {}", options.jobs);
     if let Some(shape) = &options.shape {
         run += &format!(" --shape {}", quoted(shape));
@@ -251,8 +283,12 @@ fn script(pattern: Option<&str>, options: &Options) -> String {
     if let Some(pattern) = pattern {
         run += &format!(" {}", quoted(pattern));
     }
-    let agent = format!("--binary /lab/overlaywatch --patience {PATIENCE}");
-    format!("{START}/lab/lab features {agent} > features.json\n/lab/lab run {agent} {run}\n{END}")
+    // What was looked for is loaded now, and a fault wants IPIP not to be.
+    format!(
+        "/lab/lab features {AGENT} > features.json\n\
+         modprobe -r ipip\n\
+         /lab/lab run {AGENT} {run}\n"
+    )
 }
 
 /// A word for a shell.
@@ -270,7 +306,7 @@ mount -t tmpfs tmpfs /tmp
 mount -t bpf -o mode=0700 bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-modprobe -a virtio_pci virtio_blk
+modprobe -qa virtio_pci virtio_blk
 ip link set lo up
 echo \"booted $(uname -r) in $(cut -d ' ' -f 1 /proc/uptime) s, clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"
 cd /result
@@ -307,9 +343,9 @@ mod tests {
     #[test]
     fn the_guest_is_told_what_was_asked() {
         let options = Options::parse_from(["vm", "--shape", "flannel", "--no-rules"]);
-        let script = script(Some("it's"), &options);
-        assert!(script.contains(" --jobs 1 --shape 'flannel' --no-rules 'it'\\''s'\n"));
-        assert!(script.ends_with("poweroff -f\n"));
+        let lines = run_lines(Some("it's"), &options);
+        assert!(lines.ends_with(" --jobs 1 --shape 'flannel' --no-rules 'it'\\''s'\n"));
+        assert!(END.ends_with("poweroff -f\n"));
     }
 
     #[test]
