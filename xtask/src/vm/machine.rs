@@ -26,6 +26,11 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(600);
 /// How often is looked whether the guest has ended.
 const ATTENTION: Duration = Duration::from_millis(100);
 
+/// For the kernel. The emulated clocks' registers are slow, and the counter is
+/// the machine's own, the same on all cores; on a busy machine the check of the
+/// timer comes too late; a fifth level of page tables is one more to emulate.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet tsc=reliable no_timer_check no5lvl";
+
 /// A guest to run.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -119,9 +124,7 @@ impl Machine<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.archive)
-            // The emulated clocks' registers are slow; the counter is the machine's own,
-            // and so the same on all cores.
-            .args(["-append", "console=ttyS0 panic=-1 quiet tsc=reliable"])
+            .args(["-append", PARAMETERS])
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()))
             .stdin(Stdio::null())
