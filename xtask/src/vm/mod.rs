@@ -59,8 +59,8 @@ const ALL: &str = "all";
 /// The kernel that is tried when none is named.
 const DEFAULT: &str = "6.1";
 
-/// The agent in a guest, and how much slower an emulated processor may be than
-/// what limits are meant for.
+/// The agent in a guest, and how much slower a guest may be at what takes work
+/// than the limits are meant for.
 const AGENT: &str = "--binary /lab/overlaywatch --patience 4";
 /// The longest that a demo takes in a guest.
 const DEMO_BOUND: Duration = Duration::from_secs(3600);
