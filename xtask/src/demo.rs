@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// Inject this fault after 5 s; `cargo xtask lab list` names them
     #[arg(long)]
     fault: Option<String>,
-    /// Stop after this time (30s, 2m) instead of at Ctrl-C
+    /// Stop after this time (30s, 2m) instead of at Ctrl-C; a virtual machine stops after 30s
     #[arg(long = "for", value_parser = duration::parse)]
     duration: Option<Duration>,
     /// Whose overlay to build: flannel, calico-vxlan or calico-ipip; where this kernel has no
@@ -37,10 +37,14 @@ pub(crate) struct Options {
 pub(crate) fn demo(options: &Options) -> Result<()> {
     options.install.setup()?;
     lab::build()?;
-    let arguments = options.arguments();
+    let mut arguments = options.arguments();
     let is_elsewhere = options.shape.as_deref().map(is_impossible_here).transpose()?;
     if is_elsewhere == Some(true) {
         options.install.provide_old_tools()?;
+        if options.duration.is_none() {
+            // No Ctrl-C goes into a guest.
+            arguments.extend(["--for", "30s"].map(str::to_owned));
+        }
         return vm::demo(&arguments, options.output, options.install);
     }
     shell::become_program(lab::command(&arguments)?)
