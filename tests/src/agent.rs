@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::mode::Mode;
+use crate::patience;
 use crate::topology::{Cluster, Node};
 
 /// The agent's port, for HTTP over TCP and for probes over UDP.
@@ -93,7 +94,7 @@ impl Agent {
     /// When it does not end in time.
     pub fn stop(mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        let end = Instant::now() + STOPS_WITHIN;
+        let end = Instant::now() + patience::stretched(STOPS_WITHIN);
         while self.child.try_wait()?.is_none() {
             if Instant::now() > end {
                 bail!("an agent did not end within {STOPS_WITHIN:?} of SIGTERM");
@@ -163,10 +164,12 @@ impl Cluster {
             .iter()
             .filter(|node| Some(node.index) != without)
             .map(|node| {
-                json!({
-                    "targets": [format!("{}:{PORT}", node.underlay())],
-                    "labels": {"node": node.name},
-                })
+                let mut labels = json!({"node": node.name});
+                if !self.shape.is_vxlan() {
+                    // Nothing on the other nodes says which address is behind an IPIP route.
+                    labels["overlay"] = json!(node.overlay());
+                }
+                json!({"targets": [format!("{}:{PORT}", node.underlay())], "labels": labels})
             })
             .collect();
         let text = serde_json::to_string_pretty(&listed)?;

@@ -69,6 +69,8 @@ pub struct Drops {
     pub from: Option<Ipv4Addr>,
     /// IPv4 destination.
     pub to: Option<Ipv4Addr>,
+    /// The protocol inside IPv4.
+    pub protocol: Option<u8>,
     /// UDP destination port.
     pub udp_to: Option<u16>,
     /// UDP source port.
@@ -163,6 +165,7 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
     }
     let looks_into_ip = drops.from.is_some()
         || drops.to.is_some()
+        || drops.protocol.is_some()
         || drops.udp_to.is_some()
         || drops.udp_from.is_some()
         || drops.longer_than.is_some()
@@ -178,6 +181,10 @@ fn rule<'a>(chain: &'a Chain<'a>, place: Place, drops: &Drops) -> Result<Rule<'a
     if let Some(to) = drops.to {
         rule.add_expr(&nft_expr!(payload ipv4 daddr));
         rule.add_expr(&nft_expr!(cmp == to));
+    }
+    if let Some(protocol) = drops.protocol {
+        rule.add_expr(&nft_expr!(meta l4proto));
+        rule.add_expr(&nft_expr!(cmp == protocol));
     }
     if drops.udp_to.is_some() || drops.udp_from.is_some() {
         rule.add_expr(&nft_expr!(meta l4proto));

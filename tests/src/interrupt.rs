@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use crate::patience::stretched;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// The longest that a sleeper does not look.
@@ -40,14 +42,19 @@ pub fn is_requested() -> bool {
 /// # Errors
 /// When the end was asked for.
 pub fn sleep(time: Duration) -> Result<()> {
-    wait_until(time, || Ok(false)).map(|_| ())
+    look_until(time, || Ok(false)).map(|_| ())
 }
 
-/// Waits until `done` says so and returns true, or false after `limit`.
+/// Waits until `done` says so and returns true, or false after `limit`, which is
+/// longer on a slow machine.
 ///
 /// # Errors
 /// When the end was asked for, or what `done` fails with.
-pub fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+pub fn wait_until(limit: Duration, done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    look_until(stretched(limit), done)
+}
+
+fn look_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let end = Instant::now() + limit;
     loop {
         ensure!(!is_requested(), "interrupted");

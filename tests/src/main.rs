@@ -11,7 +11,7 @@ use lab::fault::{self, Expected, Fault};
 use lab::mode::Mode;
 use lab::run::{self, Settings};
 use lab::topology::Shape;
-use lab::{demo, identity, interrupt, record, report};
+use lab::{demo, features, identity, interrupt, patience, record, report};
 use serde_json::json;
 
 /// Real overlays in network namespaces, broken on purpose, and the agents judged.
@@ -28,12 +28,16 @@ struct Cli {
 enum Command {
     /// Show all faults and what the agents must say of each
     List(ListArgs),
+    /// Show the shapes of overlays, and whether this kernel can have them
+    Shapes(ListArgs),
     /// Inject faults, time the verdicts, heal, and print the table
     Run(RunArgs),
     /// Show a mesh live, with a fault if one is named
     Demo(DemoArgs),
     /// Save recordings of standing verdicts as golden cases
     Record(RecordArgs),
+    /// Find out what this kernel has of what agents and lab build on, as JSON
+    Features(FeaturesArgs),
     /// Remove what a killed lab left behind
     Clean,
 }
@@ -72,9 +76,25 @@ struct RunArgs {
     /// Where recordings and logs of failed runs are kept
     #[arg(long, value_name = "DIRECTORY", default_value = "target/lab")]
     keep: PathBuf,
+    /// Wait so many times as long for everything, as where a processor is emulated
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    patience: u32,
+    /// Write the rows into this file, too, as `-o json` prints them
+    #[arg(long, value_name = "FILE")]
+    rows: Option<PathBuf>,
     /// How to print the result
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+}
+
+#[derive(Debug, Args)]
+struct FeaturesArgs {
+    /// The agent to run
+    #[arg(long, value_name = "PATH", default_value = BINARY)]
+    binary: PathBuf,
+    /// Wait so many times as long for everything, as where a processor is emulated
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    patience: u32,
 }
 
 /// Where Cargo leaves the agent.
@@ -100,6 +120,9 @@ struct DemoArgs {
     /// Inject this fault 5 s after all nodes pass
     #[arg(long)]
     fault: Option<String>,
+    /// Wait so many times as long for everything, as where a processor is emulated
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    patience: u32,
     /// End after this time, such as 30s or 2m [default: at Ctrl-C]
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
@@ -137,11 +160,15 @@ fn act(command: Command) -> Result<bool> {
         list(&args)?;
         return Ok(true);
     }
+    if let Command::Shapes(args) = command {
+        list_shapes(&args)?;
+        return Ok(true);
+    }
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     interrupt::install()?;
     let cleaned = identity::clean()?;
     match command {
-        Command::List(_) => Ok(true),
+        Command::List(_) | Command::Shapes(_) => Ok(true),
         Command::Clean => {
             let mut out = io::stdout().lock();
             cleaned.removed.iter().try_for_each(|what| writeln!(out, "removed {what}"))?;
@@ -152,6 +179,12 @@ fn act(command: Command) -> Result<bool> {
         Command::Demo(args) => demonstrate(args),
         Command::Record(args) => {
             record_all(&args)?;
+            Ok(true)
+        }
+        Command::Features(args) => {
+            patience::set(args.patience);
+            let found = features::look(&binary(&args.binary)?)?;
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
             Ok(true)
         }
     }
@@ -197,21 +230,50 @@ fn list(args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
+fn list_shapes(args: &ListArgs) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let shapes = Shape::value_variants();
+    if args.output == Output::Json {
+        let shapes: Vec<_> = shapes
+            .iter()
+            .map(|shape| {
+                json!({
+                    "name": shape.name(),
+                    "encapsulation": shape.encapsulation(),
+                    "possible": shape.ensure_possible().is_ok(),
+                })
+            })
+            .collect();
+        writeln!(out, "{:#}", json!(shapes))?;
+        return Ok(());
+    }
+    for shape in shapes {
+        write!(out, "{:14} {:12} {}", shape.name(), shape.device(), shape.encapsulation())?;
+        match shape.ensure_possible() {
+            Ok(()) => writeln!(out)?,
+            Err(why) => writeln!(out, "; {why}")?,
+        }
+    }
+    Ok(())
+}
+
 fn run(args: &RunArgs) -> Result<bool> {
     let faults = chosen(args.pattern.as_deref().unwrap_or_default())?;
+    patience::set(args.patience);
     let binary = binary(&args.binary)?;
     let mode = if args.no_rules { Mode::NoRules } else { Mode::Rules };
-    let shapes = args.shape.map_or_else(|| Shape::value_variants().to_vec(), |shape| vec![shape]);
+    let shapes = shapes(args.shape)?;
     let runs: Vec<(&'static Fault, Settings)> = shapes
         .into_iter()
         .flat_map(|shape| {
             let settings =
                 Settings { binary: binary.clone(), shape, mode, keep: args.keep.clone() };
-            let fits = move |fault: &&Fault| fault.shape.is_none_or(|only| only == shape);
+            let fits = move |fault: &&Fault| fault.fits(shape);
             let fitting = faults.iter().copied().filter(fits);
             fitting.map(move |fault| (fault, settings.clone())).collect::<Vec<_>>()
         })
         .collect();
+    ensure!(!runs.is_empty(), "of these faults none is tried in such a shape: see `lab list`");
     let jobs = args.jobs.map_or_else(run::default_jobs, Ok)?;
     let show = |row: &report::Row| {
         if args.output == Output::Text {
@@ -228,6 +290,10 @@ fn run(args: &RunArgs) -> Result<bool> {
         row
     })?;
     let passed = rows.iter().filter(|row| row.is_pass()).count();
+    if let Some(file) = &args.rows {
+        std::fs::write(file, serde_json::to_string_pretty(&rows)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     if args.output == Output::Json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
     } else {
@@ -238,6 +304,7 @@ fn run(args: &RunArgs) -> Result<bool> {
 
 fn record_all(args: &RecordArgs) -> Result<()> {
     let (binary, shape) = (binary(&args.cluster.binary)?, args.cluster.shape);
+    shape.ensure_possible()?;
     let faults = chosen(&args.pattern)?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
         record::record(fault, fault.shape.unwrap_or(shape), &binary, &args.into)
@@ -261,6 +328,7 @@ fn record_all(args: &RecordArgs) -> Result<()> {
 }
 
 fn demonstrate(args: DemoArgs) -> Result<bool> {
+    patience::set(args.patience);
     let fault = args
         .fault
         .map(|name| fault::named(&name).with_context(|| format!("no fault {name}: see `lab list`")))
@@ -270,10 +338,15 @@ fn demonstrate(args: DemoArgs) -> Result<bool> {
     if let Some(fault) = fault {
         ensure!(size >= needs, "{} needs {needs} nodes", fault.name);
     }
+    let shape = args.cluster.shape;
+    shape.ensure_possible()?;
+    if let Some(fault) = fault {
+        ensure!(fault.fits(shape), "{} is not tried in {}'s shape", fault.name, shape.name());
+    }
     let is_json = args.output == Output::Json;
     let demo = demo::Demo {
         binary: binary(&args.cluster.binary)?,
-        shape: args.cluster.shape,
+        shape,
         size,
         fault,
         time: args.time,
@@ -285,6 +358,22 @@ fn demonstrate(args: DemoArgs) -> Result<bool> {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&result)?)?;
     }
     Ok(result.is_right())
+}
+
+/// The shapes to try: the one that is wanted, else all that this kernel can have.
+fn shapes(wanted: Option<Shape>) -> Result<Vec<Shape>> {
+    if let Some(shape) = wanted {
+        shape.ensure_possible()?;
+        return Ok(vec![shape]);
+    }
+    let mut shapes = Vec::new();
+    for &shape in Shape::value_variants() {
+        match shape.ensure_possible() {
+            Ok(()) => shapes.push(shape),
+            Err(why) => writeln!(io::stderr(), "lab: without {}: {why}", shape.name())?,
+        }
+    }
+    Ok(shapes)
 }
 
 fn chosen(pattern: &str) -> Result<Vec<&'static Fault>> {

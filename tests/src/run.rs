@@ -7,12 +7,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use overlaywatch_core::assembly::SourceId;
+use overlaywatch_core::report::NodeReport;
 
 use crate::agent::{self, Agent, Launch};
 use crate::fault::{Expected, Fault};
 use crate::interrupt::{self, wait_until};
 use crate::judge::Wanted;
 use crate::mode::Mode;
+use crate::patience;
 use crate::poll::{self, Poll};
 use crate::prove::first_lost;
 use crate::report::{self, Found, Row};
@@ -25,6 +28,9 @@ pub const READY_WITHIN: Duration = Duration::from_secs(30);
 const WARM_UP: Duration = Duration::from_secs(2);
 /// After the heal, a calm that holds this long is one.
 const CALM: Duration = Duration::from_secs(3);
+/// The devices of a node whose packets are counted: its NIC and its tunnel.
+const COUNTED_DEVICES: usize = 2;
+
 /// What to run, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -135,7 +141,7 @@ fn judge(
     };
     let (broken, spared) = (flows(fault.breaks)?, flows(fault.spares)?);
     let warm = Instant::now();
-    interrupt::sleep(WARM_UP)?;
+    interrupt::sleep(patience::stretched(WARM_UP))?;
     for flow in broken.iter().chain(&spared) {
         let (lost, of) = flow.lost(warm);
         ensure!(lost == 0 && of > 0, "{} lost {lost} of {of} before the fault", flow.path);
@@ -177,7 +183,23 @@ fn judge(
     crashed(cluster, row)
 }
 
-/// Waits until every agent passes and has every other as its healthy peer.
+/// Whether every agent counts packets on its NIC and its tunnel, or says that it
+/// cannot: until then it would not know where a packet was last seen.
+fn are_counting(cluster: &Cluster) -> Result<bool> {
+    for node in cluster.nodes.iter().filter(|node| node.agent.is_some()) {
+        let report: NodeReport = serde_json::from_str(&poll::fetch(node, "/v1/report")?)
+            .with_context(|| format!("/v1/report of {} breaks its contract", node.name))?;
+        let counted = report.kernel_counts.map_or(0, |counts| counts.devices.len());
+        let cannot = report.gaps.iter().any(|gap| gap.source == SourceId::Kernel);
+        if counted < COUNTED_DEVICES && !cannot {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Waits until every agent passes and has every other as its healthy peer, and
+/// counts what it is to count.
 ///
 /// # Errors
 /// When that takes longer than [`READY_WITHIN`], with what they say instead.
@@ -188,7 +210,7 @@ pub fn wait_until_ready(cluster: &mut Cluster, poll: &Poll) -> Result<()> {
                 bail!("the agent of {} ended at once, with {how}", node.name);
             }
         }
-        Ok(poll.calm_since(cluster)?.is_some())
+        Ok(poll.calm_since(cluster)?.is_some() && are_counting(cluster)?)
     });
     let ready = ready.and_then(|ready| {
         if !ready {

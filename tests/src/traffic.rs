@@ -12,6 +12,7 @@ use std::{fmt, thread};
 use anyhow::{Context, Result, anyhow};
 
 use crate::netns::{Handle, Netns};
+use crate::patience;
 use crate::topology::Cluster;
 
 /// Time between two packets.
@@ -134,7 +135,8 @@ impl Flow {
     fn decided(&self, since: Instant) -> Vec<Packet> {
         let packets = lock(&self.packets);
         let first = packets.partition_point(|packet| packet.sent < since);
-        let old = packets.partition_point(|packet| packet.sent.elapsed() > ARRIVES_WITHIN);
+        let limit = patience::stretched(ARRIVES_WITHIN);
+        let old = packets.partition_point(|packet| packet.sent.elapsed() > limit);
         packets.get(first..old.max(first)).unwrap_or_default().to_vec()
     }
 }

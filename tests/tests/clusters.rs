@@ -17,7 +17,7 @@ use lab::traffic::{Flow, full_pods, nodes, pods};
 /// Proves all faults that somebody must speak of, side by side. What live
 /// traffic cannot see, such as a protocol that is refused, they make sure of themselves.
 fn prove_all(shape: Shape) {
-    let is_of_shape = |fault: &&Fault| fault.shape.is_none_or(|only| only == shape);
+    let is_of_shape = |fault: &&Fault| fault.fits(shape);
     let faults: Vec<&Fault> =
         fault::all().filter(is_of_shape).filter(|fault| !fault.expected.is_empty()).collect();
     assert!(faults.len() >= 35, "only {} faults", faults.len());

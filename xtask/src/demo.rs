@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use serde_json::Value;
 
 use crate::output::Output;
-use crate::{Install, duration, lab, shell};
+use crate::{Install, duration, lab, shell, vm};
 
 /// What `cargo xtask demo` takes. Numbers and times are checked here already,
 /// before a build of minutes, although the lab is what acts on them.
@@ -18,10 +19,11 @@ pub(crate) struct Options {
     /// Inject this fault after 5 s; `cargo xtask lab list` names them
     #[arg(long)]
     fault: Option<String>,
-    /// Stop after this time (30s, 2m) instead of at Ctrl-C
+    /// Stop after this time (30s, 2m) instead of at Ctrl-C; a virtual machine stops after 30s
     #[arg(long = "for", value_parser = duration::parse)]
     duration: Option<Duration>,
-    /// Whose overlay to build: flannel or calico-vxlan [default: flannel]
+    /// Whose overlay to build: flannel, calico-vxlan or calico-ipip; where this kernel has no
+    /// IPIP, in a virtual machine that has [default: flannel]
     #[arg(long)]
     shape: Option<String>,
     /// What to print: the live table, or one JSON document at the end
@@ -35,7 +37,25 @@ pub(crate) struct Options {
 pub(crate) fn demo(options: &Options) -> Result<()> {
     options.install.setup()?;
     lab::build()?;
-    shell::become_program(lab::command(&options.arguments())?)
+    let mut arguments = options.arguments();
+    let is_elsewhere = options.shape.as_deref().map(is_impossible_here).transpose()?;
+    if is_elsewhere == Some(true) {
+        options.install.provide_old_tools()?;
+        if options.duration.is_none() {
+            // No Ctrl-C goes into a guest.
+            arguments.extend(["--for", "30s"].map(str::to_owned));
+        }
+        return vm::demo(&arguments, options.output, options.install);
+    }
+    shell::become_program(lab::command(&arguments)?)
+}
+
+/// Whether the lab knows this shape and this machine's kernel cannot have it.
+fn is_impossible_here(shape: &str) -> Result<bool> {
+    let words = ["shapes", "-o", "json"].map(str::to_owned);
+    let shapes: Value = serde_json::from_str(&shell::output(&mut lab::command(&words)?)?)?;
+    let shapes = shapes.as_array().map(Vec::as_slice).unwrap_or_default();
+    Ok(shapes.iter().any(|known| known["name"] == shape && known["possible"] == false))
 }
 
 impl Options {

@@ -5,8 +5,8 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Args;
 
-use crate::Install;
 use crate::shell::{self, build_release, release_command, root, root_command, target};
+use crate::{Install, vm};
 
 /// What `cargo xtask lab` takes.
 #[derive(Args)]
@@ -14,18 +14,27 @@ use crate::shell::{self, build_release, release_command, root, root_command, tar
 pub(crate) struct Options {
     #[command(flatten)]
     install: Install,
-    /// What the lab takes: `list`, `run [PATTERN]`, `clean`, `record`, `--help`
+    /// What the lab takes: `list`, `shapes`, `run [PATTERN]`, `clean`, `record`, `--help`; or
+    /// `vm [KERNEL...] [PATTERN]`, which runs it in virtual machines
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "--help")]
     arguments: Vec<String>,
 }
 
-/// Builds the agent and the lab, and becomes the lab.
+/// Builds the agent and the lab, and becomes the lab; or boots machines for it.
 pub(crate) fn lab(options: &Options) -> Result<()> {
+    if let Some((VM, words)) =
+        options.arguments.split_first().map(|(verb, words)| (verb.as_str(), words))
+    {
+        return vm::run(words, options.install);
+    }
     options.install.setup()?;
     options.install.provide_old_tools()?;
     build()?;
     shell::become_program(command(&options.arguments)?)
 }
+
+/// The verb that is not the lab's own.
+const VM: &str = "vm";
 
 /// What the lab needs: itself, and the agent as it is shipped.
 const PACKAGES: [&str; 4] = ["-p", "overlaywatch", "-p", "lab"];
@@ -45,8 +54,8 @@ pub(crate) fn build_command() -> Command {
 pub(crate) fn command(arguments: &[String]) -> Result<Command> {
     let release = target()?.join("release");
     let verb = arguments.first().map_or("", String::as_str);
-    let only_speaks =
-        verb == "list" || arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    let only_speaks = ["list", "shapes"].contains(&verb)
+        || arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     let program = release.join("lab");
     let mut command = if only_speaks {
         let mut command = Command::new(program);

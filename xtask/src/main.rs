@@ -3,6 +3,7 @@
 //! They need nothing but Cargo and, for what the system lacks, apt; each does
 //! the set-up that it needs by itself.
 
+mod archive;
 mod background;
 mod bench;
 mod codes;
@@ -19,6 +20,7 @@ mod shell;
 mod tally;
 mod test;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -53,7 +55,7 @@ enum Verb {
 }
 
 /// Whether the system may be changed.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Debug)]
 struct Install {
     /// Install no system package; fail and say what is missing
     #[arg(long, global = true)]

@@ -30,7 +30,7 @@ pub(crate) enum What<'a> {
 
 /// What the checks, the lab and the benchmarks need, as Debian 12, 13 and
 /// Ubuntu 24.04 call it.
-pub(crate) const NEEDS: [Need<'static>; 11] = [
+pub(crate) const NEEDS: [Need<'static>; 15] = [
     Need {
         what: What::Program("c++"),
         package: "g++",
@@ -85,6 +85,26 @@ pub(crate) const NEEDS: [Need<'static>; 11] = [
         what: What::Program("ipset"),
         package: "ipset",
         purpose: "the lab fills IP sets and makes them anew with it",
+    },
+    Need {
+        what: What::Program("qemu-system-x86_64"),
+        package: "qemu-system-x86",
+        purpose: "the lab runs under other kernels in it",
+    },
+    Need {
+        what: What::Program("busybox"),
+        package: "busybox-static",
+        purpose: "brings back what the lab's virtual machines found",
+    },
+    Need {
+        what: What::Program("depmod"),
+        package: "kmod",
+        purpose: "makes the index of these kernels' modules",
+    },
+    Need {
+        what: What::Program("xz"),
+        package: "xz-utils",
+        purpose: "unpacks these kernels' modules",
     },
 ];
 

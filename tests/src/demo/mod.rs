@@ -197,12 +197,11 @@ impl Demo {
         let mut out = io::stdout().lock();
         writeln!(
             out,
-            "{} nodes, {}-shaped: {}, VNI {}, UDP {}. Ask an agent yourself, in another shell:",
+            "{} nodes, {}-shaped: {}, {}. Ask an agent yourself, in another shell:",
             cluster.nodes.len(),
             self.shape.name(),
             self.shape.device(),
-            self.shape.vni(),
-            self.shape.port(),
+            self.shape.encapsulation(),
         )?;
         for node in &cluster.nodes {
             writeln!(out, "  {}", poll::curl(node))?;

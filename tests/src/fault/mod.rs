@@ -8,6 +8,7 @@ mod expected;
 mod firewall;
 mod host;
 mod inner;
+mod ipip;
 mod ipset;
 mod netfilter;
 mod policies;
@@ -51,7 +52,7 @@ pub struct Fault {
     /// The row of the incident that this product was made for, if it is one
     /// of those.
     pub incident: Option<u8>,
-    /// The only shape that it is tried in; none for each of them.
+    /// The only shape that it is tried in; none for each that has VXLAN.
     pub shape: Option<Shape>,
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
@@ -143,6 +144,7 @@ const PLAIN: Fault = Fault {
 pub fn all() -> impl Iterator<Item = &'static Fault> {
     [
         underlay::FAULTS,
+        ipip::FAULTS,
         firewall::FAULTS,
         programs::FAULTS,
         netfilter::FAULTS,
@@ -187,6 +189,12 @@ pub fn named(name: &str) -> Option<&'static Fault> {
 }
 
 impl Fault {
+    /// Whether it is tried in a shape.
+    #[must_use]
+    pub fn fits(&self, shape: Shape) -> bool {
+        self.shape.map_or(shape.is_vxlan(), |only| only == shape)
+    }
+
     /// What nodes must say in this mode, and what they may.
     #[must_use]
     pub fn said(&self, mode: Mode) -> Vec<Expected> {

@@ -1,8 +1,10 @@
 //! The shapes: what flannel's VXLAN backend and Calico's program into a node,
 //! line by line for ip(8) and bridge(8).
 
+use std::fs;
 use std::net::Ipv4Addr;
 
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,8 @@ use super::{Node, UNDERLAY_MTU};
 
 /// Bytes that VXLAN adds over IPv4: 14 inner Ethernet + 8 VXLAN + 8 UDP + 20 IP.
 const VXLAN_OVERHEAD: u16 = 50;
+/// Bytes that IPIP adds: an IP header.
+const IPIP_OVERHEAD: u16 = 20;
 /// The address that stands for the node in every Calico pod (Felix answers
 /// for it through proxy ARP).
 const CALICO_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -22,6 +26,8 @@ pub enum Shape {
     Flannel,
     /// Calico's VXLAN: vxlan.calico, VNI 4096, UDP 4789, pods behind cali* devices.
     CalicoVxlan,
+    /// Calico's IPIP: tunl0, IP protocol 4, routes by bird, pods behind cali* devices.
+    CalicoIpip,
 }
 
 /// A VXLAN tunnel endpoint.
@@ -46,6 +52,7 @@ impl Shape {
         match self {
             Self::Flannel => "flannel",
             Self::CalicoVxlan => "calico-vxlan",
+            Self::CalicoIpip => "calico-ipip",
         }
     }
 
@@ -55,31 +62,65 @@ impl Shape {
         match self {
             Self::Flannel => "flannel.1",
             Self::CalicoVxlan => "vxlan.calico",
+            Self::CalicoIpip => "tunl0",
         }
     }
 
-    /// The UDP port of the encapsulation.
+    /// Whether its encapsulation is VXLAN; else it is IPIP.
+    #[must_use]
+    pub const fn is_vxlan(self) -> bool {
+        match self {
+            Self::Flannel | Self::CalicoVxlan => true,
+            Self::CalicoIpip => false,
+        }
+    }
+
+    /// Its encapsulation in words.
+    #[must_use]
+    pub fn encapsulation(self) -> String {
+        if self.is_vxlan() {
+            format!("VNI {}, UDP {}", self.vni(), self.port())
+        } else {
+            "IP protocol 4".to_owned()
+        }
+    }
+
+    /// Fails unless the running kernel can have it. Loads nothing.
+    ///
+    /// # Errors
+    /// Says what the kernel lacks, and what to do.
+    pub fn ensure_possible(self) -> Result<()> {
+        ensure!(
+            self.is_vxlan() || has_ipip(),
+            "this kernel has no IPIP: `cargo xtask lab vm` boots one that has"
+        );
+        Ok(())
+    }
+
+    /// The UDP port of the encapsulation; 0 for IPIP, which has none.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
             Self::Flannel => 8472,
             Self::CalicoVxlan => 4789,
+            Self::CalicoIpip => 0,
         }
     }
 
-    /// The network identifier.
+    /// The network identifier; 0 for IPIP, which has none.
     #[must_use]
     pub const fn vni(self) -> u32 {
         match self {
             Self::Flannel => 1,
             Self::CalicoVxlan => 4096,
+            Self::CalicoIpip => 0,
         }
     }
 
     /// MTU of tunnel and pods, bytes.
     #[must_use]
     pub const fn mtu(self) -> u16 {
-        UNDERLAY_MTU - VXLAN_OVERHEAD
+        UNDERLAY_MTU - if self.is_vxlan() { VXLAN_OVERHEAD } else { IPIP_OVERHEAD }
     }
 
     /// Prefix length of a node's pod network: flannel gives each node a /24,
@@ -87,16 +128,17 @@ impl Shape {
     const fn pod_prefix(self) -> u8 {
         match self {
             Self::Flannel => 24,
-            Self::CalicoVxlan => 26,
+            Self::CalicoVxlan | Self::CalicoIpip => 26,
         }
     }
 
     /// Routing protocol of the CNI's routes: flannel's go in as boot (3),
-    /// Felix marks its own with 80.
+    /// Felix marks its own with 80, bird with 12.
     const fn route_protocol(self) -> u8 {
         match self {
             Self::Flannel => 3,
             Self::CalicoVxlan => 80,
+            Self::CalicoIpip => 12,
         }
     }
 
@@ -112,12 +154,22 @@ impl Shape {
         format!("{}/{}", node.overlay(), self.pod_prefix() + 1)
     }
 
-    /// Makes the tunnel device.
+    /// Makes the tunnel device. The kernel itself makes tunl0 in each namespace
+    /// (net/ipv4/ipip.c) once another one had it load the module.
     pub(super) fn device_lines(self, vtep: &Vtep) -> String {
+        if !self.is_vxlan() {
+            let (device, mtu, address) = (self.device(), self.mtu(), vtep.address);
+            return format!(
+                "link add loads-ipip type ipip remote 192.0.2.1\n\
+                 link del loads-ipip\n\
+                 link set {device} mtu {mtu} up\n\
+                 addr add {address}/32 dev {device}\n"
+            );
+        }
         self.lines_of(&format!("id {}", vtep.vni), vtep)
     }
 
-    /// Makes a tunnel device that takes the network identifier and the peer of
+    /// Makes a VXLAN device that takes the network identifier and the peer of
     /// each packet from its metadata.
     pub(super) fn external_lines(self, vtep: &Vtep) -> String {
         self.lines_of("external", vtep)
@@ -152,11 +204,12 @@ impl Shape {
             }
             // The blackhole for the node's own block is normal: it keeps packets
             // to addresses without a pod from leaving by the default route.
-            Self::CalicoVxlan => format!(
+            Self::CalicoVxlan | Self::CalicoIpip => format!(
                 "{link}link set {device} up\n\
                  route add {pod_address}/32 dev {device} scope link\n\
-                 route add blackhole {} proto 80\n",
-                self.pod_network(node)
+                 route add blackhole {} proto {}\n",
+                self.pod_network(node),
+                self.route_protocol()
             ),
         }
     }
@@ -165,7 +218,7 @@ impl Shape {
     pub(super) fn proxies(self, node: &Node) -> Vec<String> {
         match self {
             Self::Flannel => Vec::new(),
-            Self::CalicoVxlan => {
+            Self::CalicoVxlan | Self::CalicoIpip => {
                 let device = pod_device(self, node);
                 vec![format!("ipv4/conf/{device}/proxy_arp")]
             }
@@ -181,7 +234,7 @@ impl Shape {
                 let [a, b, c, _] = node.overlay().octets();
                 format!("{up}addr add {pod}/24 dev eth0\nroute add default via {a}.{b}.{c}.1\n")
             }
-            Self::CalicoVxlan => format!(
+            Self::CalicoVxlan | Self::CalicoIpip => format!(
                 "{up}addr add {pod}/32 dev eth0\n\
                  route add {CALICO_GATEWAY} dev eth0 scope link\n\
                  route add default via {CALICO_GATEWAY} dev eth0\n"
@@ -195,6 +248,13 @@ impl Shape {
         let device = self.device();
         let (overlay, underlay, mac) = (peer.overlay(), peer.underlay(), peer.vtep(self).mac);
         let (network, protocol) = (self.pod_network(peer), self.route_protocol());
+        if !self.is_vxlan() {
+            // The gateway is the outer destination (net/ipv4/ip_tunnel.c).
+            let route = format!(
+                "route replace {network} via {underlay} dev {device} proto {protocol} onlink\n"
+            );
+            return (route, String::new());
+        }
         (
             format!(
                 "neigh replace {overlay} lladdr {mac} dev {device} nud permanent\n\
@@ -207,6 +267,9 @@ impl Shape {
     /// Takes away what leads to `peer`, in the order that flannel does.
     pub(super) fn forget_lines(self, peer: &Node) -> (String, String) {
         let device = self.device();
+        if !self.is_vxlan() {
+            return (format!("route del {} dev {device}\n", self.pod_network(peer)), String::new());
+        }
         let (overlay, underlay, mac) = (peer.overlay(), peer.underlay(), peer.vtep(self).mac);
         (
             format!(
@@ -221,6 +284,39 @@ impl Shape {
 fn pod_device(shape: Shape, node: &Node) -> String {
     match shape {
         Shape::Flannel => format!("veth{:08x}", node.index + 1),
-        Shape::CalicoVxlan => format!("cali{:011x}", node.index + 1),
+        Shape::CalicoVxlan | Shape::CalicoIpip => format!("cali{:011x}", node.index + 1),
+    }
+}
+
+/// Whether IPIP is loaded, can be, or is built in.
+fn has_ipip() -> bool {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let release = text("/proc/sys/kernel/osrelease");
+    let of_kernel = |file: &str| text(&format!("/lib/modules/{}/{file}", release.trim()));
+    names_ipip(&text("/proc/modules"), &of_kernel("modules.dep"), &of_kernel("modules.builtin"))
+}
+
+/// Whether any of these lists has it: of loaded modules (proc_modules(5)), of
+/// loadable ones (modules.dep(5)), of built-in ones.
+fn names_ipip(loaded: &str, loadable: &str, builtin: &str) -> bool {
+    let is_file = |line: &str| {
+        let path = line.split(':').next().unwrap_or_default();
+        path.rsplit('/').next().is_some_and(|file| file.starts_with("ipip.ko"))
+    };
+    loaded.lines().any(|line| line.starts_with("ipip "))
+        || loadable.lines().chain(builtin.lines()).any(is_file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_with_ipip_is_known_by_any_list() {
+        assert!(names_ipip("tunnel4 16384 1 ipip, Live 0x0\nipip 16384 0 - Live 0x0\n", "", ""));
+        assert!(names_ipip("", "kernel/net/ipv4/ipip.ko.xz: kernel/net/ipv4/tunnel4.ko.xz\n", ""));
+        assert!(names_ipip("", "", "kernel/net/ipv4/ipip.ko\n"));
+        let others = "kernel/net/ipv4/fou.ko: kernel/net/ipv4/ipip.ko\n";
+        assert!(!names_ipip("ip_tunnel 16384 0 - Live 0x0\n", others, ""));
     }
 }
