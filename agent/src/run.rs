@@ -105,6 +105,13 @@ impl Following {
 impl Parts {
     fn start(config: &Config, role: Role) -> Result<Self, RunError> {
         let (updates, inbox) = mpsc::channel(UPDATES);
+        // These two are not started where they are off, and cannot say so themselves.
+        for off in [SourceId::Kernel, SourceId::Probe] {
+            if !config.is_enabled(off) {
+                // A new channel is neither full nor closed.
+                let _ = updates.try_send(source::switched_off(off));
+            }
+        }
         let (orders, orders_inbox) = mpsc::channel(1);
         let (publish, publication) = watch::channel(None);
         let epoch = probe::random_epoch();

@@ -73,6 +73,9 @@ struct RunArgs {
     /// Clusters side by side [default: four times the cores, at most 16]
     #[arg(long)]
     jobs: Option<usize>,
+    /// Try the faults that were not judged rightly once more, alone, if they are few
+    #[arg(long)]
+    again: bool,
     /// Where recordings and logs of failed runs are kept
     #[arg(long, value_name = "DIRECTORY", default_value = "target/lab")]
     keep: PathBuf,
@@ -284,11 +287,14 @@ fn run(args: &RunArgs) -> Result<bool> {
     if args.output == Output::Text {
         writeln!(io::stdout(), "{}", report::heading())?;
     }
-    let rows = run::side_by_side(&runs, jobs, |(fault, settings)| {
+    let mut rows = run::side_by_side(&runs, jobs, |(fault, settings)| {
         let row = run::run(fault, settings);
         show(&row);
         row
     })?;
+    if args.again {
+        run::again(&runs, &mut rows, show)?;
+    }
     let passed = rows.iter().filter(|row| row.is_pass()).count();
     if let Some(file) = &args.rows {
         std::fs::write(file, serde_json::to_string_pretty(&rows)?)
@@ -297,6 +303,10 @@ fn run(args: &RunArgs) -> Result<bool> {
     if args.output == Output::Json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
     } else {
+        let late = rows.iter().filter(|row| row.is_pass() && !row.first_try.is_empty());
+        for row in late {
+            writeln!(io::stdout(), "{} needed a second try", row.fault)?;
+        }
         writeln!(io::stdout(), "{passed} of {} faults judged rightly", rows.len())?;
     }
     Ok(passed == rows.len())

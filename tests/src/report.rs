@@ -32,6 +32,8 @@ pub struct Row {
     pub unexpected: Vec<String>,
     /// What else went wrong.
     pub problems: Vec<String>,
+    /// What went wrong at the first try, when this is the second.
+    pub first_try: Vec<String>,
     /// Where recordings and logs are, when it failed.
     pub kept: Option<PathBuf>,
     /// `pass` or `fail`.
@@ -84,6 +86,7 @@ impl Row {
             seconds_to_clear: None,
             unexpected: Vec::new(),
             problems: Vec::new(),
+            first_try: Vec::new(),
             kept: None,
             result: "fail",
         }
@@ -132,6 +135,9 @@ impl fmt::Display for Row {
         }
         for problem in &self.problems {
             write!(f, "\n        PROBLEM {problem}")?;
+        }
+        for problem in &self.first_try {
+            write!(f, "\n        AT THE FIRST TRY {problem}")?;
         }
         if let Some(kept) = &self.kept {
             write!(f, "\n        recordings and logs: {}", kept.display())?;

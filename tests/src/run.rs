@@ -75,6 +75,33 @@ pub fn side_by_side<I: Sync, T: Send>(
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
+/// More rows than this that went wrong are no accident of a busy machine.
+const ACCIDENTS: usize = 5;
+
+/// Tries once more, one at a time, what went wrong while much ran side by side. A
+/// row says that it is of a second try, and what went wrong at the first.
+///
+/// # Errors
+/// When the end was asked for.
+pub fn again(
+    runs: &[(&'static Fault, Settings)],
+    rows: &mut [Row],
+    show: impl Fn(&Row),
+) -> Result<()> {
+    if rows.iter().filter(|row| !row.is_pass()).count() > ACCIDENTS {
+        return Ok(());
+    }
+    for ((fault, settings), row) in runs.iter().zip(rows).filter(|(_, row)| !row.is_pass()) {
+        ensure!(!interrupt::is_requested(), "interrupted");
+        // What is kept of the first try stays beside what is kept of this one.
+        let settings = Settings { keep: settings.keep.join("again"), ..settings.clone() };
+        let first_try = row.unexpected.iter().chain(&row.problems).cloned().collect();
+        *row = Row { first_try, ..run(fault, &settings) };
+        show(row);
+    }
+    Ok(())
+}
+
 /// Runs one fault. What goes wrong is in the row.
 #[must_use]
 pub fn run(fault: &'static Fault, settings: &Settings) -> Row {

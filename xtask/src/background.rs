@@ -35,6 +35,11 @@ impl Background {
         Ok(Self { name, child })
     }
 
+    /// Waits for its end, whatever it is: [`wait`](Self::wait) tells.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.child.wait().map(|_| ()).with_context(|| format!("waiting for {}", self.name))
+    }
+
     /// Waits for its end; fails, naming it, unless it succeeded.
     pub(crate) fn wait(mut self) -> Result<()> {
         let status = self.child.wait().with_context(|| format!("waiting for {}", self.name))?;
@@ -66,7 +71,9 @@ mod tests {
     #[test]
     fn success_and_failure_are_told() {
         assert!(Background::start(&Command::new("true")).unwrap().wait().is_ok());
-        let error = Background::start(&Command::new("false")).unwrap().wait().unwrap_err();
+        let mut failing = Background::start(&Command::new("false")).unwrap();
+        failing.settle().unwrap();
+        let error = failing.wait().unwrap_err();
         assert!(error.to_string().contains("false"), "{error}");
     }
 

@@ -33,8 +33,7 @@ const STAGES: [Stage; 8] = [
     Stage { name: "lab", run: run_lab },
 ];
 
-/// What later stages need and what is made while earlier ones run: those wait
-/// for events much of the time, and would leave the machine idle.
+/// What later stages need and what is made while earlier ones run.
 struct Beside {
     install: Install,
     deny: Option<Background>,
@@ -42,6 +41,16 @@ struct Beside {
     linker: Result<Option<Background>>,
     fuzz: Option<Background>,
     lab: Option<Background>,
+}
+
+impl Beside {
+    /// Waits until nothing is made any more; how that went is for the stages to say
+    /// that need it.
+    fn settle(&mut self) -> Result<()> {
+        let linker = self.linker.as_mut().ok().and_then(Option::as_mut);
+        let others = [&mut self.deny, &mut self.fuzz, &mut self.lab];
+        others.into_iter().flatten().chain(linker).try_for_each(Background::settle)
+    }
 }
 
 /// What a stage's runner said.
@@ -121,7 +130,16 @@ fn clippy(_: &mut Beside) -> Result<Report> {
 
 /// Unit, golden and documentation tests. Those that make namespaces need root,
 /// so where the caller is not, Cargo starts each test program through sudo.
-fn tests(_: &mut Beside) -> Result<Report> {
+///
+/// Many watch what the kernel does and when: nothing else is at work meanwhile.
+fn tests(beside: &mut Beside) -> Result<Report> {
+    let built =
+        check(cargo().args(["test", "--workspace", "--no-run"]), "mend what is said above")?;
+    if built.failure.is_some() {
+        return Ok(built);
+    }
+    println!("waiting until everything is built");
+    beside.settle()?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     let words = shell::as_root()?;
@@ -188,7 +206,9 @@ fn run_lab(beside: &mut Beside) -> Result<Report> {
         build.wait()?;
     }
     // One shape: `cargo xtask lab run` goes through all of them in twice the time.
-    let run = ["run", "--shape", "flannel"].map(str::to_owned);
+    // On a machine of others nobody promises when a process gets the processor: limits
+    // are wide, and what a stall spoilt is tried once more, which the table shows.
+    let run = ["run", "--shape", "flannel", "--patience", "2", "--again"].map(str::to_owned);
     follow(&mut lab::command(&run)?)
 }
 

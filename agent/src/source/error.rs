@@ -15,6 +15,19 @@ pub enum SourceError {
         /// The error.
         source: io::Error,
     },
+    /// A system call failed for want of a capability.
+    #[error(
+        "{what}: {source}; grant {capability} (the unit's AmbientCapabilities= and \
+         CapabilityBoundingSet=)"
+    )]
+    Lacking {
+        /// What was being done to what.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+        /// What is wanting, as capabilities(7) names it.
+        capability: &'static str,
+    },
     /// The tables changed during each attempt to dump them (`NLM_F_DUMP_INTR`).
     #[error("{what}: changed while it was read, {attempts} times in a row; trying again")]
     Unsteady {
@@ -99,6 +112,7 @@ impl SourceError {
                 Some(libc::EAGAIN | libc::ETIMEDOUT) => Gap::TimedOut,
                 _ => Gap::Failed,
             },
+            Self::Lacking { .. } => Gap::Denied,
             Self::Program { errno, .. } => match errno {
                 Some(libc::EPERM | libc::EACCES) => Gap::Denied,
                 Some(libc::ENOSYS | libc::EOPNOTSUPP) => Gap::Unsupported,

@@ -56,9 +56,15 @@ pub(super) fn metered(
 
 /// Reports once that a source is switched off.
 pub(super) fn disabled(updates: &Sender<Update>, source: SourceId) -> Result<(), Closed> {
+    send(updates, switched_off(source))
+}
+
+/// What is told of a source that is switched off.
+#[must_use]
+pub fn switched_off(source: SourceId) -> Update {
     let detail = format!("the source `{}` is switched off in the configuration", source.slug());
     let gap = Some(Gap::Disabled);
-    send(updates, Update::Source(SourceReport { source, gap, detail, duration_ns: 0 }))
+    Update::Source(SourceReport { source, gap, detail, duration_ns: 0 })
 }
 
 /// Rouses the thread that it is of.

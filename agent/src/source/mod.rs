@@ -38,7 +38,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 pub use error::SourceError;
-pub use meter::Closed;
+pub use meter::{Closed, switched_off};
 
 /// How often a thread that waits for events looks whether anybody still listens:
 /// the longest that [`Handle::join`] waits for an idle one.

@@ -43,7 +43,7 @@ fn a_source_without_its_capability_is_a_gap_that_names_it() {
             match DENIED.iter().find(|(source, _)| *source == report.source) {
                 Some((_, capability)) => {
                     assert_eq!(report.gap, Some(Gap::Denied), "{report:?}");
-                    assert!(report.detail.contains(capability), "{report:?}");
+                    assert!(report.detail.contains(&format!("grant {capability}")), "{report:?}");
                 }
                 None => assert_eq!(report.gap, None, "{report:?}"),
             }

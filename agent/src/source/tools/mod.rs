@@ -104,9 +104,12 @@ fn rest(cpu_ns: u64) -> Duration {
     Duration::from_nanos(cpu_ns).saturating_mul(SHARE).clamp(INTERVAL, LONGEST)
 }
 
+/// What is being done where other processes are out of reach.
+const FOLLOWING: &str = "following /proc/PID/root to containers' tools";
+
 /// A link or a directory of another process cannot be followed.
 fn unreachable(source: io::Error) -> SourceError {
-    SourceError::io("following /proc/PID/root to containers' tools (CAP_SYS_PTRACE)", source)
+    SourceError::io(FOLLOWING, source)
 }
 
 /// The kernel cannot keep to a root, or may not.
@@ -144,7 +147,16 @@ impl Finder {
         // Where the first process is out of reach for all, as in a sandbox, the
         // agent's own file system stands for the host's.
         let first = match self.link("1", "mnt") {
-            Err(error) if is_denied(&error) && self.may_reach()? => "thread-self",
+            Err(error) if is_denied(&error) => {
+                if !self.may_reach()? {
+                    return Err(SourceError::Lacking {
+                        what: FOLLOWING,
+                        source: error,
+                        capability: "CAP_SYS_PTRACE",
+                    });
+                }
+                "thread-self"
+            }
             first => first.map(|_| "1").map_err(unreachable)?,
         };
         let host = self.link(first, "mnt").map_err(unreachable)?;
