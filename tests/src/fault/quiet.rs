@@ -52,10 +52,11 @@ pub(super) const FAULTS: &[Fault] = &[
         about: "one node is deleted, and the others know of peers by the kernel alone",
         listed: false,
         inject: |cluster| {
-            cluster.stop_agent(C)?;
-            set_port(cluster, C, "down")?;
+            // While the others still had entries for it, it would be missed.
             cluster.forget(A, C)?;
-            cluster.forget(B, C)
+            cluster.forget(B, C)?;
+            cluster.stop_agent(C)?;
+            set_port(cluster, C, "down")
         },
         heal: |cluster| {
             set_port(cluster, C, "up")?;

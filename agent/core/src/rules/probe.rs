@@ -8,7 +8,7 @@ use crate::ladder::{Hop, Segment};
 use crate::model::{Peer, PeerTunnel};
 use crate::pairs::{DEAD_RUN, Run, SPARSE_DEAD_RUN, StreamView};
 use crate::probing::{SendError, Stream};
-use crate::statistics::at_most;
+use crate::statistics::by_chance;
 use crate::time::{MILLISECOND, SECOND};
 
 /// A run of losses is a dead path only when it lasted this long: two seconds
@@ -20,9 +20,9 @@ const COUNTERS_NS: u64 = 3 * SECOND;
 const TOLD_NS: u64 = 2_500 * MILLISECOND;
 /// Answered underlay probes without which nothing is said of an overlay.
 const UNDERLAY_PROOF: u32 = 8;
-/// How unlikely the underlay's losses must be at the overlay's rate before
-/// the overlay alone is blamed.
-const OVERLAY_ONLY: f64 = 0.0005;
+/// How unlikely it must be that the underlay loses as the overlay does before the
+/// overlay alone is blamed. It is asked twice a second while both are tested.
+const OVERLAY_ONLY: f64 = 0.002;
 /// The window of the minute tally, seconds.
 const MINUTE: u32 = 60;
 
@@ -224,8 +224,8 @@ fn overlay(
         return;
     }
     if gray(small) && !gray(underlay) {
-        let rate = f64::from(small.minute.lost()) / f64::from(small.minute.decided().max(1));
-        if at_most(underlay.minute.lost(), underlay.minute.decided(), rate) < OVERLAY_ONLY {
+        let losses = |view: &StreamView| (view.minute.lost(), view.minute.decided());
+        if by_chance(losses(underlay), losses(small)) < OVERLAY_ONLY {
             let stream = Stream::Small(encapsulation);
             verdicts.add(loss(context, Code::OverlayLoss, peer, small, stream));
         }
