@@ -188,8 +188,9 @@ impl FromStr for PodPair {
                 !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
             })
         };
-        let (own, peer) =
-            text.split_once(',').ok_or("two IPv4 addresses with a comma between them are wanted")?;
+        let (own, peer) = text
+            .split_once(',')
+            .ok_or("two IPv4 addresses with a comma between them are wanted")?;
         let pair = address(own).zip(address(peer));
         let (own, peer) = pair.ok_or("not the IPv4 addresses of two pod networks")?;
         if own == peer {

@@ -167,10 +167,7 @@ pub fn run(
     out: &mut impl Write,
 ) -> Result<Exit, PreflightError> {
     let is_node = |peer: &Ipv4Addr| {
-        !(peer.is_unspecified()
-            || peer.is_loopback()
-            || peer.is_multicast()
-            || peer.is_broadcast())
+        !(peer.is_unspecified() || peer.is_loopback() || peer.is_multicast() || peer.is_broadcast())
     };
     if let Some(peer) = args.peers.iter().find(|peer| !is_node(peer)) {
         return Err(PreflightError::NoNode(*peer));

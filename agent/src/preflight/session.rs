@@ -148,8 +148,10 @@ impl End {
         ear: Ear,
         mouth: Mouth,
     ) -> Result<Self, PreflightError> {
-        let own = stream.local_addr().map_err(|source| {
-            PreflightError::Talk { peer, own: Ipv4Addr::UNSPECIFIED, source }
+        let own = stream.local_addr().map_err(|source| PreflightError::Talk {
+            peer,
+            own: Ipv4Addr::UNSPECIFIED,
+            source,
         })?;
         let IpAddr::V4(own) = own.ip() else { return Err(PreflightError::NoNode(peer)) };
         if own == peer {
@@ -252,11 +254,7 @@ impl End {
     }
 
     fn report(&self, other: &Frame, wanted: u8) -> Report {
-        Report::new(
-            (self.own, self.mtu, &self.cells),
-            (self.peer, other.mtu, &other.cells),
-            wanted,
-        )
+        Report::new((self.own, self.mtu, &self.cells), (self.peer, other.mtu, &other.cells), wanted)
     }
 }
 

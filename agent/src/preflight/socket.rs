@@ -12,8 +12,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, recv};
 use overlaywatch_core::preflight::packet::{self, MARK_BYTES, Mark};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
@@ -49,7 +50,11 @@ impl Mouth {
     pub(super) fn open() -> Result<Self, PreflightError> {
         // IPPROTO_RAW: the IP header is the caller's (raw(7)).
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
-            .and_then(|socket| socket.set_nonblocking(true).map(|()| Self(socket)))
+            .and_then(|socket| {
+                socket.set_nonblocking(true)?;
+                ignore_path_mtu(&socket)?;
+                Ok(Self(socket))
+            })
             .map_err(|source| PreflightError::Socket { what: "a raw socket", source })
     }
 
@@ -135,18 +140,35 @@ fn listening(socket: Socket) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Sends up to the device's MTU whatever the kernel learnt of the path (ip(7),
+/// IP_PMTUDISC_PROBE): else what one packet's ICMP error taught it would keep
+/// the following ones of all methods at home.
+fn ignore_path_mtu(socket: &Socket) -> io::Result<()> {
+    let value: libc::c_int = libc::IP_PMTUDISC_PROBE;
+    let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+    // SAFETY: `value` is readable for `length` bytes, and setsockopt(2) only reads it.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The MTU of the device that has this address.
 pub(super) fn mtu_of(address: Ipv4Addr) -> Result<u16, PreflightError> {
     let failed = |source| PreflightError::Mtu { address, source };
-    let devices = nix::ifaddrs::getifaddrs().map_err(|error| failed(error.into()))?;
-    let name = devices
-        .filter(|device| {
-            let of_it = device.address.and_then(|address| address.as_sockaddr_in().map(|a| a.ip()));
-            of_it == Some(address)
-        })
-        .map(|device| device.interface_name)
-        .next()
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let devices = getifaddrs().map_err(|error| failed(error.into()))?;
+    let has_it = |device: &InterfaceAddress| {
+        let address_of = device.address.as_ref().and_then(SockaddrStorage::as_sockaddr_in);
+        address_of.is_some_and(|of| of.ip() == address)
+    };
+    let mut devices = devices.filter(has_it).map(|device| device.interface_name);
+    let name = devices.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(failed)?;
     // SAFETY: a plain C structure for which zeros are valid.
     let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };

@@ -37,8 +37,10 @@ impl Nodes {
                  ip link set {to} up
                  ip route add 10.244.{n}.0/24 via 10.0.{n}.{n} dev {to} onlink"
             ));
+            // No address of IPv6 comes and goes meanwhile.
             node.sh(&format!(
-                "ip link set {to}-end name eth0
+                "sysctl -qw net.ipv6.conf.all.disable_ipv6=1
+                 ip link set {to}-end name eth0
                  ip addr add 10.0.{n}.{n}/24 dev eth0
                  ip link set eth0 up
                  ip route add default via 10.0.{n}.254"

@@ -66,7 +66,9 @@ pub enum FrameError {
     #[error("what answers there is no overlaywatch preflight")]
     Foreign,
     /// Another version of this one.
-    #[error("the other end speaks version {0} of the protocol, this one version {VERSION}: use the same overlaywatch on both")]
+    #[error(
+        "the other end speaks version {0} of the protocol, this one version {VERSION}: use the same overlaywatch on both"
+    )]
     Version(u8),
     /// A field has a value that it cannot have.
     #[error("the other end sent a frame whose {0} cannot be")]

@@ -60,14 +60,8 @@ pub type Cells = [[Cell; Size::ALL.len()]; Method::ALL.len()];
 
 impl Method {
     /// All, in the order of the table.
-    pub const ALL: [Self; 6] = [
-        Self::Vxlan8472,
-        Self::Vxlan4789,
-        Self::Geneve,
-        Self::Wireguard,
-        Self::Ipip,
-        Self::Plain,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Vxlan8472, Self::Vxlan4789, Self::Geneve, Self::Wireguard, Self::Ipip, Self::Plain];
 
     /// Its name on the command line and in JSON.
     #[must_use]
