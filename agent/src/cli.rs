@@ -1,12 +1,15 @@
 //! The command line: what can be asked of the binary, as typed arguments.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use overlaywatch_core::diagnose::Status;
 use overlaywatch_core::model::NodeName;
+use overlaywatch_core::preflight::Method;
 
 /// Where the agent of this node listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
@@ -23,6 +26,7 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
                   Start with:\n  \
                   overlaywatch check              diagnose this node once\n  \
                   overlaywatch agent              watch it for good (systemd does this)\n  \
+                  overlaywatch preflight PEER     which encapsulations pass to that node\n  \
                   overlaywatch status             ask the running agent\n  \
                   overlaywatch explain CODE       what a verdict means and what to do"
 )]
@@ -46,6 +50,16 @@ pub enum Command {
                             overlaywatch check\n  \
                             overlaywatch check -o json | jq .summary")]
     Check(CheckArgs),
+    /// Say which encapsulations pass between this node and others, before anything uses them
+    #[command(after_help = "Both ends take root (CAP_NET_RAW), and TCP port 9978 between them. \
+                            Packets of each encapsulation\n\
+                            go both ways, small and of the underlay's MTU; no device is needed.\n\n\
+                            Examples, 10.0.0.1 and 10.0.0.2 being the nodes:\n  \
+                            overlaywatch preflight --serve 10.0.0.1    on 10.0.0.2\n  \
+                            overlaywatch preflight 10.0.0.2            on 10.0.0.1\n  \
+                            overlaywatch preflight 10.0.0.2 --only ipip,vxlan-4789 -o json\n  \
+                            overlaywatch preflight 10.0.0.2 --pods 10.244.1.0,10.244.2.0")]
+    Preflight(PreflightArgs),
     /// Ask a running agent for its verdict and its peers
     #[command(after_help = "Examples:\n  \
                             overlaywatch status\n  \
@@ -119,6 +133,77 @@ pub struct CheckArgs {
     /// How to print the diagnosis.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Arguments of `preflight`.
+#[derive(Args, Clone, Debug)]
+pub struct PreflightArgs {
+    /// Underlay IPv4 addresses of the other nodes
+    #[arg(required = true, value_name = "PEER")]
+    pub peers: Vec<Ipv4Addr>,
+    /// Wait for these peers to ask, and answer nobody else
+    #[arg(long)]
+    pub serve: bool,
+    /// Serve for so long, seconds
+    #[arg(long = "for", default_value_t = 600, value_name = "SECONDS", requires = "serve",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Serve each peer once, and end
+    #[arg(long, requires = "serve")]
+    pub once: bool,
+    /// An address of this node's pod network and one of the peer's, for plain routed packets;
+    /// the other end needs the same two the other way round
+    #[arg(long, value_name = "OWN,PEER")]
+    pub pods: Option<PodPair>,
+    /// Try these only: vxlan-8472, vxlan-4789, geneve-6081, wireguard-51820, ipip, plain
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "serve")]
+    pub only: Vec<Method>,
+    /// TCP port on which the two ends talk
+    #[arg(long, default_value_t = 9978, value_name = "PORT",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// An address of this node's pod network and one of the peer's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodPair {
+    /// This node's.
+    pub own: Ipv4Addr,
+    /// The peer's.
+    pub peer: Ipv4Addr,
+}
+
+impl FromStr for PodPair {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A network's own address will do, so its length may stand there.
+        let address = |text: &str| {
+            let text = text.split_once('/').map_or(text, |(address, _)| address);
+            let address: Option<Ipv4Addr> = text.parse().ok();
+            address.filter(|address| {
+                !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
+            })
+        };
+        let (own, peer) = text
+            .split_once(',')
+            .ok_or("two IPv4 addresses with a comma between them are wanted")?;
+        let pair = address(own).zip(address(peer));
+        let (own, peer) = pair.ok_or("not the IPv4 addresses of two pod networks")?;
+        if own == peer {
+            return Err("both ends have the same pod network");
+        }
+        Ok(Self { own, peer })
+    }
+}
+
+impl fmt::Display for PodPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.own, self.peer)
+    }
 }
 
 /// Arguments of `status`.
@@ -268,6 +353,31 @@ mod tests {
         assert_eq!(args.node.listen.unwrap().port(), 1);
         assert_eq!(args.node.peers.unwrap().to_str(), Some("p"));
         assert!(parse_from(["overlaywatch", "agent", "--listen", "9977"]).is_err());
+    }
+
+    #[test]
+    fn preflight_says_what_is_wrong_with_its_arguments() {
+        let line = |rest: &[&'static str]| {
+            parse_from([&["overlaywatch", "preflight"], rest].concat())
+                .map(|command| format!("{command:?}"))
+                .map_err(|error| error.to_string())
+        };
+        line(&["10.0.0.2", "--only", "ipip,geneve-6081", "--pods", "10.1.1.0/24,10.1.2.0/24"])
+            .unwrap();
+        line(&["--serve", "10.0.0.1", "10.0.0.3", "--once", "--for", "5"]).unwrap();
+        for (rest, words) in [
+            (&[][..], "<PEER>"),
+            (&["node-b"], "invalid IPv4 address"),
+            (&["10.0.0.2", "--only", "gre"], "no encapsulation is called `gre`"),
+            (&["10.0.0.2", "--pods", "10.1.1.0"], "a comma between them"),
+            (&["10.0.0.2", "--pods", "10.1.1.0,0.0.0.0"], "two pod networks"),
+            (&["10.0.0.2", "--pods", "10.1.1.0,10.1.1.0"], "the same pod network"),
+            (&["10.0.0.2", "--once"], "--serve"),
+            (&["10.0.0.2", "--port", "0"], "0 is not in"),
+        ] {
+            let error = line(rest).unwrap_err();
+            assert!(error.contains(words), "{rest:?}: {error}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod config;
 pub mod memory;
 pub mod notify;
 pub mod oneshot;
+pub mod preflight;
 pub mod probe;
 pub mod published;
 pub mod run;

@@ -8,7 +8,8 @@ use anyhow::Context;
 use overlaywatch::cli::{self, AgentArgs, CheckArgs, Command, Exit};
 use overlaywatch::config::Config;
 use overlaywatch::oneshot::OneshotError;
-use overlaywatch::{memory, oneshot, run, telemetry};
+use overlaywatch::preflight::PreflightError;
+use overlaywatch::{memory, oneshot, preflight, probe, run, telemetry};
 
 fn main() -> ExitCode {
     memory::share_heap();
@@ -38,6 +39,7 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
     let exit = match command {
         Command::Agent(args) => agent(&runtime, &args, out)?,
         Command::Check(args) => check(&runtime, &args, out)?,
+        Command::Preflight(args) => preflight::run(&args, probe::random_epoch(), paint, out)?,
         Command::Status(args) => runtime.block_on(oneshot::status(&args, paint, out))?,
         Command::Snapshot(args) => runtime.block_on(oneshot::snapshot(&args, out))?,
         Command::Replay(args) => oneshot::replay(&args, paint, out)?,
@@ -63,6 +65,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<OneshotError>().is_some_and(OneshotError::is_broken_pipe)
+        || error.downcast_ref::<PreflightError>().is_some_and(PreflightError::is_broken_pipe)
 }
 
 fn agent(

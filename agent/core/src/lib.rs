@@ -21,6 +21,7 @@ pub mod pairs;
 mod peers;
 pub mod plan;
 pub mod policy;
+pub mod preflight;
 pub mod probing;
 pub mod record;
 pub mod report;

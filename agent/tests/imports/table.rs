@@ -53,6 +53,7 @@ pub(crate) const WORDS: &[&str] = &[
 pub(crate) const ROWS: &[Row] = &[
     // The vocabulary.
     row("core::time", &[], "the words for time stand on nothing"),
+    row("core::preflight", &[], "what passes between two nodes is apart from what is watched"),
     row("core::statistics", &[], "statistics are about numbers, not about networks"),
     row(
         "core::ladder",
@@ -252,6 +253,11 @@ pub(crate) const ROWS: &[Row] = &[
         "agent::oneshot",
         &["core", "agent::serve", "agent::config", "agent::cli"],
         "one-shot commands speak as the daemon does; what has to be run is handed to them",
+    ),
+    row(
+        "agent::preflight",
+        &["core::preflight", "core::time", "agent::cli", "agent::clock", "agent::serve"],
+        "it runs beside an agent, or without one, and knows nothing of what an agent knows",
     ),
     // The composition root, which alone knows everything.
     row("agent::assemble", &[EVERYTHING], ""),

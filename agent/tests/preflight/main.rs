@@ -1,0 +1,182 @@
+//! `overlaywatch preflight` on real kernel objects: two nodes with a router
+//! between them, each a network namespace.
+//!
+//! Needs root, ip(8), bridge(8) and nft(8); fails without them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy.toml allows them in test functions; what these share is test code too"
+)]
+
+#[path = "../namespace/mod.rs"]
+mod namespace;
+mod nodes;
+
+use std::collections::BTreeMap;
+
+use nodes::{A, B, Nodes, PODS_OF_A, PODS_OF_B};
+use overlaywatch::cli::Exit;
+
+/// Of each encapsulation what became of it: out small, out full, in small, in full.
+type Table = BTreeMap<String, [String; 4]>;
+
+/// All that there are, and the same of each.
+fn all(outcomes: [&str; 4]) -> Table {
+    ["vxlan-8472", "vxlan-4789", "geneve-6081", "wireguard-51820", "ipip", "plain"]
+        .map(|name| (name.to_owned(), outcomes.map(str::to_owned)))
+        .into()
+}
+
+/// Everything passes but these.
+fn passes_but<const N: usize>(others: [(&str, [&str; 4]); N]) -> Table {
+    let mut table = all(["passes"; 4]);
+    for (name, outcomes) in others {
+        table.insert(name.to_owned(), outcomes.map(str::to_owned));
+    }
+    table
+}
+
+/// What a run with pods' addresses says.
+fn judged(nodes: &Nodes) -> (Exit, Table) {
+    let (served, asked) = nodes.run(&["--pods", PODS_OF_B], &["--pods", PODS_OF_A, "-o", "json"]);
+    let (exit, json) = asked.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["passes"], exit == Exit::Fine);
+    assert_eq!(served.unwrap().0, exit, "both ends say the same");
+    let pair = &json["pairs"][0];
+    assert_eq!((&pair["node"], &pair["peer"]), (&A.into(), &B.into()));
+    let rows = pair["encapsulations"].as_array().unwrap().iter();
+    let table = rows.map(|row| {
+        let of = |way: &str, size: &str| row[way][size]["outcome"].as_str().unwrap().to_owned();
+        let cells = [
+            ("outbound", "small"),
+            ("outbound", "full"),
+            ("inbound", "small"),
+            ("inbound", "full"),
+        ];
+        (row["encapsulation"].as_str().unwrap().to_owned(), cells.map(|(way, size)| of(way, size)))
+    });
+    (exit, table.collect())
+}
+
+#[test]
+fn everything_passes_and_nothing_is_left_behind() {
+    let nodes = Nodes::new();
+    let before = nodes.state();
+    assert_eq!(judged(&nodes), (Exit::Fine, all(["passes"; 4])));
+    assert_eq!(nodes.state(), before);
+}
+
+#[test]
+fn a_filter_on_one_vxlan_port_leaves_ipip_free() {
+    let nodes = Nodes::new();
+    nodes.filter("udp dport 8472 drop");
+    let expected = passes_but([("vxlan-8472", ["lost"; 4])]);
+    assert_eq!(judged(&nodes), (Exit::Problem, expected));
+}
+
+#[test]
+fn a_filter_on_protocol_4_leaves_vxlan_free() {
+    let nodes = Nodes::new();
+    nodes.filter("ip protocol 4 drop");
+    let expected = passes_but([("ipip", ["lost"; 4])]);
+    assert_eq!(judged(&nodes), (Exit::Problem, expected));
+}
+
+#[test]
+fn a_filter_one_way_is_told_from_one_both_ways() {
+    let nodes = Nodes::new();
+    nodes.filter(&format!("ip saddr {A} udp dport 4789 drop"));
+    nodes.filter(&format!("ip saddr {B} ip protocol 4 drop"));
+    let expected = passes_but([
+        ("vxlan-4789", ["lost", "lost", "passes", "passes"]),
+        ("ipip", ["passes", "passes", "lost", "lost"]),
+    ]);
+    assert_eq!(judged(&nodes), (Exit::Problem, expected));
+}
+
+#[test]
+fn a_smaller_mtu_on_the_way_loses_full_packets_only() {
+    let nodes = Nodes::new();
+    nodes.router.sh("ip link set to-b mtu 1400");
+    assert_eq!(judged(&nodes), (Exit::Problem, all(["passes", "lost", "passes", "lost"])));
+}
+
+#[test]
+fn pods_addresses_that_a_network_does_not_know_are_lost() {
+    let nodes = Nodes::new();
+    nodes.router.sh("ip route del 10.244.2.0/24");
+    let expected = passes_but([("plain", ["lost", "lost", "passes", "passes"])]);
+    assert_eq!(judged(&nodes), (Exit::Problem, expected));
+}
+
+#[test]
+fn a_nodes_own_firewall_is_told_from_the_network() {
+    let nodes = Nodes::new();
+    nodes.b.sh("nft 'add table t; add chain t in { type filter hook input priority 0; }
+        add rule t in udp dport 6081 drop'");
+    nodes.a.sh("nft 'add table t; add chain t out { type filter hook output priority 0; }
+        add rule t out ip protocol 4 drop'");
+    let expected = passes_but([
+        ("geneve-6081", ["refused", "refused", "passes", "passes"]),
+        ("ipip", ["not-sent", "not-sent", "passes", "passes"]),
+    ]);
+    assert_eq!(judged(&nodes), (Exit::Problem, expected));
+}
+
+#[test]
+fn a_port_that_a_tunnel_has_is_tried_and_the_tunnel_takes_no_harm() {
+    let nodes = Nodes::new();
+    nodes.b.sh("ip link add vx type vxlan id 1 dev eth0 dstport 8472
+        ip link set vx up");
+    // What it learnt, and bytes and packets that it received.
+    let state = "bridge fdb show dev vx; awk '$1 == \"vx:\" { print $2, $3 }' /proc/self/net/dev";
+    let before = nodes.b.try_sh(state);
+    assert!(before.ends_with("0 0\n"), "{before}");
+    assert_eq!(judged(&nodes), (Exit::Fine, all(["passes"; 4])));
+    assert_eq!(nodes.b.try_sh(state), before);
+}
+
+#[test]
+fn people_get_a_table() {
+    let nodes = Nodes::new();
+    nodes.filter("udp dport 8472 drop");
+    let (served, asked) = nodes.run(&[], &["--only", "vxlan-8472,ipip,plain"]);
+    let (exit, text) = asked.unwrap();
+    assert_eq!(exit, Exit::Problem);
+    insta::assert_snapshot!(text, @r"
+    10.0.1.1 (out) and 10.0.2.2 (in)
+    ENCAPSULATION        OUT, SMALL  OUT, 1500 BYTES  IN, SMALL  IN, 1500 BYTES
+    VXLAN (UDP 8472)     lost        lost             lost       lost
+    IPIP (protocol 4)    passes      passes           passes     passes
+    plain pod addresses  not tried   not tried        not tried  not tried
+    lost: left the sender, and never reached the other node's NIC
+    not tried: give --pods at both ends
+    ");
+    let (exit, text) = served.unwrap();
+    assert_eq!(exit, Exit::Problem);
+    assert!(text.contains("10.0.2.2 (out) and 10.0.1.1 (in)\n"), "{text}");
+}
+
+#[test]
+fn strangers_get_no_answer() {
+    let nodes = Nodes::new();
+    let server = nodes.serve(&["--serve", "10.0.9.9", "--for", "5"]);
+    let asked = nodes.ask(&[]).unwrap_err();
+    assert!(asked.contains(&format!("does it serve this node's address, {A}?")), "{asked}");
+    assert_eq!(server.join().unwrap().unwrap().0, Exit::ToolFailed, "nobody was served");
+}
+
+#[test]
+fn what_keeps_it_from_running_is_said() {
+    let nodes = Nodes::new();
+    let error = nodes.ask(&[]).unwrap_err();
+    assert!(error.contains(&format!("nothing serves at {B}, TCP port 9978")), "{error}");
+    let error = nodes.ask(&["--only", "plain"]).unwrap_err();
+    assert!(error.contains("--pods OWN,PEER at both ends"), "{error}");
+    let (_, asked) = nodes.run(&[], &["--pods", PODS_OF_A]);
+    let error = asked.unwrap_err();
+    assert!(error.contains("--pods 10.244.2.0,10.244.1.0"), "{error}");
+}
