@@ -12,6 +12,7 @@ use nftnl::{
 };
 
 use crate::netns::Netns;
+use crate::topology::Shape;
 
 const TABLE: &CStr = c"overlaywatch-lab";
 const CHAIN: &CStr = c"drops";
@@ -19,6 +20,8 @@ const CHAIN: &CStr = c"drops";
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// IPPROTO_UDP.
 const UDP: u8 = 17;
+/// IPPROTO_IPIP.
+const IPIP: u8 = 4;
 /// Offset of "total length" in the IPv4 header (RFC 791).
 const TOTAL_LENGTH: u32 = 2;
 /// Offset of flags and "fragment offset" there.
@@ -81,6 +84,18 @@ pub struct Drops {
     pub fragments: bool,
     /// Only that share of them, percent, at random.
     pub percent: Option<u8>,
+}
+
+impl Drops {
+    /// Everything that goes through the tunnels of a shape.
+    #[must_use]
+    pub fn tunnelled(shape: Shape) -> Self {
+        if shape.is_vxlan() {
+            Self { udp_to: Some(shape.port()), ..Self::default() }
+        } else {
+            Self { protocol: Some(IPIP), ..Self::default() }
+        }
+    }
 }
 
 /// Drops `what` at `place` until [`pass`] is called for it.

@@ -21,6 +21,8 @@ pub mod interrupt;
 pub mod ipip;
 pub mod judge;
 pub mod mode;
+pub mod module;
+pub mod need;
 pub mod netns;
 pub mod offload;
 pub mod patience;

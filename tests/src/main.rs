@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::fault::{self, Expected, Fault};
 use lab::mode::Mode;
+use lab::need::{self, Need};
 use lab::run::{self, Settings};
 use lab::topology::Shape;
 use lab::{demo, features, identity, interrupt, patience, record, report};
@@ -59,7 +60,8 @@ struct ListArgs {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Faults of this name, else those whose name contains it [default: all]
+    /// Faults of this name, else those whose name contains it; several with commas between
+    /// them [default: all]
     pattern: Option<String>,
     /// The agent to judge
     #[arg(long, value_name = "PATH", default_value = BINARY)]
@@ -85,6 +87,9 @@ struct RunArgs {
     /// Write the rows into this file, too, as `-o json` prints them
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,
+    /// Try the faults, too, that set this machine's clock and its limits
+    #[arg(long)]
+    own_machine: bool,
     /// How to print the result
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -266,12 +271,16 @@ fn run(args: &RunArgs) -> Result<bool> {
     let binary = binary(&args.binary)?;
     let mode = if args.no_rules { Mode::NoRules } else { Mode::Rules };
     let shapes = shapes(args.shape)?;
+    if args.own_machine {
+        need::own_machine();
+    }
+    tell_what_is_left_out(&faults, &shapes)?;
     let runs: Vec<(&'static Fault, Settings)> = shapes
         .into_iter()
         .flat_map(|shape| {
             let settings =
                 Settings { binary: binary.clone(), shape, mode, keep: args.keep.clone() };
-            let fits = move |fault: &&Fault| fault.fits(shape);
+            let fits = move |fault: &&Fault| fault.fits(shape) && fault.ensure_possible().is_ok();
             let fitting = faults.iter().copied().filter(fits);
             fitting.map(move |fault| (fault, settings.clone())).collect::<Vec<_>>()
         })
@@ -312,10 +321,26 @@ fn run(args: &RunArgs) -> Result<bool> {
     Ok(passed == rows.len())
 }
 
+/// Says which of these faults this machine cannot have, and why.
+fn tell_what_is_left_out(faults: &[&Fault], shapes: &[Shape]) -> Result<()> {
+    for need in Need::ALL {
+        let Err(why) = need.ensure_met() else { continue };
+        let has_need = |fault: &&&Fault| {
+            fault.needs.contains(&need) && shapes.iter().any(|&shape| fault.fits(shape))
+        };
+        let names: Vec<_> = faults.iter().filter(has_need).map(|fault| fault.name).collect();
+        if !names.is_empty() {
+            writeln!(io::stderr(), "lab: without {}: {why}", names.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
 fn record_all(args: &RecordArgs) -> Result<()> {
     let (binary, shape) = (binary(&args.cluster.binary)?, args.cluster.shape);
     shape.ensure_possible()?;
     let faults = chosen(&args.pattern)?;
+    faults.iter().try_for_each(|fault| fault.ensure_possible())?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
         record::record(fault, fault.shape.unwrap_or(shape), &binary, &args.into)
     })?;
@@ -351,6 +376,7 @@ fn demonstrate(args: DemoArgs) -> Result<bool> {
     let shape = args.cluster.shape;
     shape.ensure_possible()?;
     if let Some(fault) = fault {
+        fault.ensure_possible()?;
         ensure!(fault.fits(shape), "{} is not tried in {}'s shape", fault.name, shape.name());
     }
     let is_json = args.output == Output::Json;

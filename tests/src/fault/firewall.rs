@@ -245,9 +245,8 @@ const fn filtered(node: usize) -> Expected {
 }
 
 /// Drops all of the encapsulation at a place of a node.
-fn drop_all(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
-    let drops = Drops { udp_to: Some(cluster.shape.port()), ..Drops::default() };
-    filter::drop(&cluster.node(node)?.netns, place, &[drops])
+pub(super) fn drop_all(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
+    filter::drop(&cluster.node(node)?.netns, place, &[Drops::tunnelled(cluster.shape)])
 }
 
 fn legacy_policy(cluster: &Cluster, policy: &str) -> Result<()> {

@@ -1,24 +1,22 @@
 //! Faults of IPIP, in Calico's shape of it. They need a kernel that has IPIP:
 //! where this machine's has not, `cargo xtask lab vm` boots one.
 
-use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::expected::{BOTH, INBOUND, OUTBOUND, WIRE, says};
-use super::{A, B, C, Fault, PLAIN, addresses};
-use crate::filter::{self, Drops, Place};
-use crate::topology::{Cluster, Shape};
+use super::expected::{BOTH, DECAPSULATION, INBOUND, OUTBOUND, WIRE, counts, says};
+use super::firewall::{drop_all, filtered_in};
+use super::underlay::{block_tunnel, middle_passes};
+use super::{A, B, C, Fault, PLAIN};
+use crate::filter::{self, Place};
+use crate::topology::Shape;
 use crate::traffic::{nodes, pods};
-
-/// IPPROTO_IPIP.
-const IPIP: u8 = 4;
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-proto4-blocked",
         about: "a firewall between two nodes drops IP protocol 4, both ways",
-        inject: |cluster| block(cluster, true),
-        heal: |cluster| filter::pass(&cluster.switch, Place::Middle),
+        inject: |cluster| block_tunnel(cluster, true),
+        heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A)],
         spares: &[nodes(A, B), nodes(B, A), pods(A, C), pods(C, B)],
         expected: &[
@@ -31,8 +29,8 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-proto4-blocked-one-way",
         about: "a firewall between two nodes drops IP protocol 4, one way",
-        inject: |cluster| block(cluster, false),
-        heal: |cluster| filter::pass(&cluster.switch, Place::Middle),
+        inject: |cluster| block_tunnel(cluster, false),
+        heal: middle_passes,
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), nodes(A, B)],
         expected: &[
@@ -41,22 +39,23 @@ pub(super) const FAULTS: &[Fault] = &[
         ],
         ..IN_IPIP
     },
+    Fault {
+        name: "remote-input-drop-proto4",
+        about: "a node's firewall drops IP protocol 4 in its input",
+        inject: |cluster| drop_all(cluster, B, Place::Input),
+        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+        breaks: &[pods(A, B), pods(C, B)],
+        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+        expected: &[
+            says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+            filtered_in(B).telling(&["hook input", "ip protocol ipencap", "NETFILTER_DROP"]),
+        ],
+        counted: &[counts(B, A, INBOUND, DECAPSULATION), counts(B, C, INBOUND, DECAPSULATION)],
+        unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
+        ..IN_IPIP
+    },
 ];
 
-const IN_IPIP: Fault = Fault { shape: Some(Shape::CalicoIpip), ..PLAIN };
-
-/// Drops IPIP from A to B, and back.
-fn block(cluster: &Cluster, both_ways: bool) -> Result<()> {
-    let (a, b) = addresses(cluster, A, B)?;
-    let encapsulated = |from, to| Drops {
-        from: Some(from),
-        to: Some(to),
-        protocol: Some(IPIP),
-        ..Drops::default()
-    };
-    let mut drops = vec![encapsulated(a, b)];
-    if both_ways {
-        drops.push(encapsulated(b, a));
-    }
-    filter::drop(&cluster.switch, Place::Middle, &drops)
-}
+/// In Calico's IPIP alone.
+pub(super) const IN_IPIP: Fault = Fault { shape: Some(Shape::CalicoIpip), ..PLAIN };

@@ -10,6 +10,8 @@ mod host;
 mod inner;
 mod ipip;
 mod ipset;
+mod machine;
+mod netem;
 mod netfilter;
 mod policies;
 mod programs;
@@ -30,6 +32,7 @@ pub use expected::{Expected, Subject};
 
 use crate::judge::Wanted;
 use crate::mode::Mode;
+use crate::need::Need;
 use crate::topology::{Cluster, Shape};
 use crate::traffic::Path;
 
@@ -54,6 +57,8 @@ pub struct Fault {
     pub incident: Option<u8>,
     /// The only shape that it is tried in; none for each that has VXLAN.
     pub shape: Option<Shape>,
+    /// What it needs of the machine beyond what its shape does.
+    pub needs: &'static [Need],
     /// Nodes of the cluster that it is tried on.
     pub nodes: usize,
     /// The agents have their eBPF programs; without, they count no hop and no drop.
@@ -126,6 +131,7 @@ const PLAIN: Fault = Fault {
     about: "",
     incident: None,
     shape: None,
+    needs: &[],
     nodes: 3,
     ebpf: true,
     listed: true,
@@ -156,6 +162,8 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         routing::FAULTS,
         cni::FAULTS,
         conntrack::FAULTS,
+        machine::FAULTS,
+        netem::FAULTS,
         sessions::FAULTS,
         ipset::FAULTS,
         quiet::FAULTS,
@@ -169,17 +177,15 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
 const INCIDENT: &str = "incident";
 
 /// The faults whose name is `pattern`, else those whose name contains it; for
-/// "incident", those that reproduce a row of it, too.
+/// "incident", those that reproduce a row of it, too. Several patterns stand
+/// with commas between them.
 #[must_use]
 pub fn matching(pattern: &str) -> Vec<&'static Fault> {
-    match named(pattern) {
-        Some(fault) => vec![fault],
-        None => all()
-            .filter(|fault| {
-                fault.name.contains(pattern) || (pattern == INCIDENT && fault.incident.is_some())
-            })
-            .collect(),
-    }
+    let fits = |fault: &Fault, pattern: &str| match named(pattern) {
+        Some(named) => named.name == fault.name,
+        None => fault.name.contains(pattern) || (pattern == INCIDENT && fault.incident.is_some()),
+    };
+    all().filter(|fault| pattern.split(',').any(|pattern| fits(fault, pattern))).collect()
 }
 
 /// The fault of this name.
@@ -193,6 +199,14 @@ impl Fault {
     #[must_use]
     pub fn fits(&self, shape: Shape) -> bool {
         self.shape.map_or(shape.is_vxlan(), |only| only == shape)
+    }
+
+    /// Fails unless this machine has what it needs beyond its shape.
+    ///
+    /// # Errors
+    /// Says what the machine lacks, and what to do.
+    pub fn ensure_possible(&self) -> Result<()> {
+        self.needs.iter().try_for_each(|need| need.ensure_met())
     }
 
     /// What nodes must say in this mode, and what they may.
@@ -251,6 +265,7 @@ mod tests {
         assert_eq!(names.len(), all().count());
         assert_eq!(matching("fdb-missing").len(), 1);
         assert!(matching("mismatch").len() >= 2);
+        assert_eq!(matching("fdb-missing,gray-loss").len(), 2);
         assert!(matching("no such fault").is_empty());
         assert!(matching("incident").iter().all(|fault| fault.incident.is_some()));
     }

@@ -122,15 +122,14 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "gray-loss-in-tunnel",
-        about: "the path between two nodes loses one VXLAN packet in ten, one way",
+        about: "the path between two nodes loses one packet in ten of the tunnel, one way",
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
             let tenth = Drops {
                 from: Some(a),
                 to: Some(b),
-                udp_to: Some(cluster.shape.port()),
                 percent: Some(10),
-                ..Drops::default()
+                ..Drops::tunnelled(cluster.shape)
             };
             filter::drop(&cluster.switch, Place::Middle, &[tenth])
         },
@@ -281,9 +280,9 @@ fn come_and_go(cluster: &mut Cluster, phase: Duration) -> Result<()> {
 /// Drops the encapsulation from A to B, and back.
 pub(super) fn block_tunnel(cluster: &mut Cluster, both_ways: bool) -> Result<()> {
     let (a, b) = addresses(cluster, A, B)?;
-    let port = cluster.shape.port();
+    let shape = cluster.shape;
     let encapsulated =
-        |from, to| Drops { from: Some(from), to: Some(to), udp_to: Some(port), ..Drops::default() };
+        |from, to| Drops { from: Some(from), to: Some(to), ..Drops::tunnelled(shape) };
     let mut drops = vec![encapsulated(a, b)];
     if both_ways {
         drops.push(encapsulated(b, a));

@@ -1,7 +1,6 @@
 //! The shapes: what flannel's VXLAN backend and Calico's program into a node,
 //! line by line for ip(8) and bridge(8).
 
-use std::fs;
 use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
@@ -9,6 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{Node, UNDERLAY_MTU};
+use crate::module;
 
 /// Bytes that VXLAN adds over IPv4: 14 inner Ethernet + 8 VXLAN + 8 UDP + 20 IP.
 const VXLAN_OVERHEAD: u16 = 50;
@@ -91,7 +91,7 @@ impl Shape {
     /// Says what the kernel lacks, and what to do.
     pub fn ensure_possible(self) -> Result<()> {
         ensure!(
-            self.is_vxlan() || has_ipip(),
+            self.is_vxlan() || module::is_there("ipip"),
             "this kernel has no IPIP: `cargo xtask lab vm` boots one that has"
         );
         Ok(())
@@ -285,38 +285,5 @@ fn pod_device(shape: Shape, node: &Node) -> String {
     match shape {
         Shape::Flannel => format!("veth{:08x}", node.index + 1),
         Shape::CalicoVxlan | Shape::CalicoIpip => format!("cali{:011x}", node.index + 1),
-    }
-}
-
-/// Whether IPIP is loaded, can be, or is built in.
-fn has_ipip() -> bool {
-    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let release = text("/proc/sys/kernel/osrelease");
-    let of_kernel = |file: &str| text(&format!("/lib/modules/{}/{file}", release.trim()));
-    names_ipip(&text("/proc/modules"), &of_kernel("modules.dep"), &of_kernel("modules.builtin"))
-}
-
-/// Whether any of these lists has it: of loaded modules (proc_modules(5)), of
-/// loadable ones (modules.dep(5)), of built-in ones.
-fn names_ipip(loaded: &str, loadable: &str, builtin: &str) -> bool {
-    let is_file = |line: &str| {
-        let path = line.split(':').next().unwrap_or_default();
-        path.rsplit('/').next().is_some_and(|file| file.starts_with("ipip.ko"))
-    };
-    loaded.lines().any(|line| line.starts_with("ipip "))
-        || loadable.lines().chain(builtin.lines()).any(is_file)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_with_ipip_is_known_by_any_list() {
-        assert!(names_ipip("tunnel4 16384 1 ipip, Live 0x0\nipip 16384 0 - Live 0x0\n", "", ""));
-        assert!(names_ipip("", "kernel/net/ipv4/ipip.ko.xz: kernel/net/ipv4/tunnel4.ko.xz\n", ""));
-        assert!(names_ipip("", "", "kernel/net/ipv4/ipip.ko\n"));
-        let others = "kernel/net/ipv4/fou.ko: kernel/net/ipv4/ipip.ko\n";
-        assert!(!names_ipip("ip_tunnel 16384 0 - Live 0x0\n", others, ""));
     }
 }

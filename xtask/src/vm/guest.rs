@@ -14,7 +14,7 @@ use super::kernels::Unpacked;
 use crate::shell::{self, target};
 
 /// Programs that the guest's start, the lab, its faults and their scripts run.
-const PROGRAMS: [&str; 49] = [
+const PROGRAMS: [&str; 50] = [
     "bash",
     "bird",
     "birdc",
@@ -26,6 +26,7 @@ const PROGRAMS: [&str; 49] = [
     "cp",
     "cut",
     "dash",
+    "date",
     "echo",
     "env",
     "false",

@@ -290,7 +290,7 @@ fn run_lines(pattern: Option<&str>, options: &Options) -> String {
     format!(
         "/lab/lab features {AGENT} > features.json\n\
          modprobe -r ipip\n\
-         /lab/lab run {AGENT} {run}\n"
+         /lab/lab run --own-machine {AGENT} {run}\n"
     )
 }
 
