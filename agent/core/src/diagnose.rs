@@ -288,6 +288,12 @@ fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
         gap: Gap::Failed,
         detail: problem.clone(),
     }));
+    let unread = snapshot.cni.seen().into_iter().flat_map(|cni| &cni.unread);
+    gaps.extend(unread.map(|unread| GapReport {
+        source: SourceId::Cni,
+        gap: unread.gap,
+        detail: unread.detail.clone(),
+    }));
     if snapshot.prober.discounted_until.is_some() {
         gaps.push(GapReport {
             source: SourceId::Probe,

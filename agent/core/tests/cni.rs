@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
+use overlaywatch_core::assembly::SourceId;
 use overlaywatch_core::catalog::Code;
 use overlaywatch_core::diagnose::replay;
 use overlaywatch_core::fact::{Fact, Gap};
 use overlaywatch_core::finding::{Finding, Subject};
 use overlaywatch_core::model::{
-    Address, AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote,
-    IfIndex, K3sNetwork, Link, LinkCounters, LinkKind, NextHop, Origin, Peer, PeerId, Route,
-    RouteKey, RouteKind, RouteTable, Tunnel, USUAL_DIRECTORY, Vxlan, protocol, table, tunnels,
+    Address, AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, Encapsulation,
+    FlannelNote, IfIndex, Ipip, K3S_CONTAINERD, K3sNetwork, Link, LinkCounters, LinkKind, NextHop,
+    Origin, Peer, PeerId, PeerTunnel, Route, RouteKey, RouteKind, RouteTable, Tunnel,
+    USUAL_DIRECTORY, Unread, Vxlan, protocol, table, tunnels,
 };
 use overlaywatch_core::policy::Policy;
 use overlaywatch_core::snapshot::Snapshot;
@@ -170,7 +172,130 @@ fn what_another_plugin_left_is_named_with_its_devices_routes_and_files() {
     let said = finding.evidence[0].to_string();
     assert!(said.contains("cni0, flannel.1, 1 routes and /etc/cni/net.d/20-flannel"), "{said}");
     let commands = finding.evidence[0].placeholders();
-    assert!(commands[0].1.starts_with("`ip link del cni0`, `ip link del flannel.1`, `rm "));
+    // Pods may still be on the bridge.
+    let commands = &commands[0].1;
+    assert!(commands.starts_with("make the pods anew that are still on cni0 ("), "{commands}");
+    assert!(commands.contains("), `ip link del flannel.1`, `rm /etc/cni/net.d/20-"), "{commands}");
+    assert!(!commands.contains("link del cni0"), "{commands}");
+}
+
+fn cleanup_of(node: &Node) -> String {
+    let findings = node.findings();
+    let [finding] = findings.as_slice() else { panic!("{findings:?}") };
+    assert_eq!(finding.code, Code::CniLeftover);
+    finding.evidence[0].placeholders()[0].1.clone()
+}
+
+#[test]
+fn what_has_no_device_of_its_own_is_cleaned_up_too() {
+    let base = || Node::new().file("10-flannel.conflist", flannel()).running(&["flanneld"]);
+    let blocks = base().route("10.42.7.0/26", RouteKind::Blackhole, protocol::FELIX, None);
+    assert_eq!(cleanup_of(&blocks), "`ip route flush proto 80`");
+    let tunnel = base().link(7, "tunl0", LinkKind::Ipip(Ipip::default())).route(
+        "10.42.9.0/26",
+        RouteKind::Unicast,
+        protocol::BIRD,
+        Some(7),
+    );
+    assert_eq!(cleanup_of(&tunnel), "`ip link set tunl0 down`");
+    let veth = base().link(8, "cali0123456789a", LinkKind::Veth);
+    assert!(cleanup_of(&veth).starts_with("make the pods anew that are still on cali0123456789a"));
+}
+
+#[test]
+fn the_kernels_own_tunnel_is_calicos_where_calico_used_it() {
+    let base = || {
+        Node::new()
+            .link(7, "tunl0", LinkKind::Ipip(Ipip::default()))
+            .address(7, "203.0.113.7/32")
+            .file("10-flannel.conflist", flannel())
+            .running(&["flanneld"])
+    };
+    // A real server behind LVS.
+    assert_eq!(base().says(), []);
+    let own = base().route("10.9.0.0/16", RouteKind::Unicast, protocol::STATIC, Some(7));
+    assert_eq!(own.says(), []);
+    let served = base().route("10.42.9.0/26", RouteKind::Unicast, protocol::BIRD, Some(7));
+    assert_eq!(served.says(), [Code::CniLeftover]);
+    assert_eq!(base().file("20-calico.conflist", calico()).says(), [Code::CniLeftover]);
+    assert_eq!(base().link(8, "cali0123456789a", LinkKind::Veth).says(), [Code::CniLeftover]);
+}
+
+impl Node {
+    fn unread(mut self, path: &str) -> Self {
+        let (path, gap) = (path.to_owned(), Gap::Denied);
+        let detail = format!("reading {path}: denied");
+        self.cni.unread.push(Unread { path, gap, detail });
+        self
+    }
+
+    /// Its tunnel leads to a peer.
+    fn leading(&self, index: u32, device: &str) -> Vec<Code> {
+        let leads = PeerTunnel {
+            index: IfIndex(index),
+            device: device.to_owned(),
+            encapsulation: Encapsulation::Vxlan(4789),
+            overlay: None,
+            mac: None,
+        };
+        let peer = Peer {
+            id: PeerId("10.0.0.12".parse().unwrap()),
+            name: None,
+            origin: Origin::File,
+            tunnels: vec![leads],
+            pod_networks: Vec::new(),
+            departed_since: None,
+        };
+        let snapshot = Snapshot { peers: Arc::new(vec![peer]), ..self.snapshot() };
+        let findings = replay(None, &snapshot, &Policy::default()).findings;
+        let codes = findings.into_iter().map(|active| active.finding.code);
+        codes.filter(|code| code.slug().starts_with("cni-")).collect()
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_hides_only_what_it_says() {
+    let hidden = "/etc/cni/net.d/10-calico.conflist";
+    // Pods and their networks are told by other files.
+    let pools = Node::new()
+        .unread(K3S_CONTAINERD)
+        .unread(hidden)
+        .noted("10.42.0.0/16")
+        .route("192.168.77.0/26", RouteKind::Blackhole, protocol::FELIX, None)
+        .address(UPLINK, "10.42.200.7/24")
+        .running(&["calico-node", "k3s-server"]);
+    let says = pools.says();
+    assert!(says.contains(&Code::PoolOutsidePodNetwork), "{says:?}");
+    assert!(says.contains(&Code::PodNetworkOverlap), "{says:?}");
+    // Who is in charge is told by the tunnel that leads to peers.
+    let left = with_flannel(Node::new())
+        .vxlan(7, "vxlan.calico", vxlan(4096, 4789))
+        .file("20-b.conflist", flannel())
+        .unread(hidden)
+        .running(&["calico-node"]);
+    assert_eq!(left.leading(7, "vxlan.calico"), [Code::CniLeftover]);
+    assert_eq!(left.says(), [], "and by nothing else");
+    // The one in force may be of the plugin that seems to be left over.
+    let named = with_flannel(Node::new())
+        .vxlan(7, "vxlan.calico", vxlan(4096, 4789))
+        .file("20-b.conflist", calico())
+        .unread("/etc/cni/net.d/10-flannel.conflist")
+        .running(&["calico-node"]);
+    assert_eq!(named.leading(7, "vxlan.calico"), []);
+    // What comes after an unread file is not in force; what comes before it is.
+    let second = Node::new().file("20-a.conflist", Err("EOF")).unread(hidden);
+    assert_eq!(second.says(), []);
+    let first = Node::new().file("05-a.conflist", Err("EOF")).unread(hidden);
+    assert_eq!(first.says(), [Code::CniConfigMalformed]);
+}
+
+#[test]
+fn what_cannot_be_read_is_a_gap() {
+    let node = Node::new().unread("/etc/cni/net.d/10-calico.conflist");
+    let diagnosis = replay(None, &node.snapshot(), &Policy::default());
+    let [gap] = diagnosis.gaps.as_slice() else { panic!("{:?}", diagnosis.gaps) };
+    assert_eq!((gap.source, gap.gap), (SourceId::Cni, Gap::Denied));
+    assert!(gap.detail.contains("10-calico.conflist"), "{}", gap.detail);
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub enum SourceError {
     )]
     Lacking {
         /// What was being done to what.
-        what: &'static str,
+        what: String,
         /// The error.
         source: io::Error,
         /// What is wanting, as capabilities(7) names it.

@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[],
         meaning: "Another CNI plugin is in charge of this node, and what a former one made is still there: its routes catch packets for addresses that the new one gives out, its tunnel keeps the UDP port that the new one may want, and some agents refuse to start beside it.",
-        remedy: "When {name} is not to come back: {cleanup}; routes into its devices go with them.",
+        remedy: "When {name} is not to come back: {cleanup}; routes into a device go with it.",
     },
     Entry {
         code: Code::CniConfigPrecedence,

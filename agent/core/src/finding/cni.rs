@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Plugin;
+use crate::model::{Plugin, TUNL0};
 
 /// One observation about CNI plugins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub enum CniEvidence {
         routes: u32,
         /// Its configurations.
         files: Vec<String>,
+        /// What it marks its routes with, where some of them lead to no device.
+        #[serde(default)]
+        flush: Option<u8>,
     },
     /// A plugin's agent runs.
     Runs {
@@ -108,12 +111,8 @@ impl CniEvidence {
     /// See [`Evidence::placeholders`](super::Evidence::placeholders).
     pub(super) fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Left { links, files, .. } => {
-                let links = links.iter().filter(|name| name.as_str() != TUNL0);
-                let links = links.map(|name| format!("`ip link del {name}`"));
-                let files = files.iter().map(|path| format!("`rm {path}`"));
-                let commands: Vec<String> = links.chain(files).collect();
-                vec![("{cleanup}", commands.join(", "))]
+            Self::Left { links, files, flush, .. } => {
+                vec![("{cleanup}", cleanup(links, files, *flush))]
             }
             Self::First { path, .. } | Self::Malformed { path, .. } => {
                 vec![("{first}", path.clone())]
@@ -124,13 +123,41 @@ impl CniEvidence {
     }
 }
 
-/// The kernel makes it with its module, and it cannot be deleted.
-const TUNL0: &str = "tunl0";
+/// What removes a leftover. Pods that live on its devices are not cut off: they
+/// take those with them when they are made anew.
+fn cleanup(links: &[String], files: &[String], flush: Option<u8>) -> String {
+    let (pods, tunnels): (Vec<&str>, Vec<&str>) =
+        links.iter().map(String::as_str).partition(|name| has_pods(name));
+    let mut steps = Vec::new();
+    if !pods.is_empty() {
+        steps.push(format!(
+            "make the pods anew that are still on {} (such a device is not to be deleted while \
+             a pod is on it)",
+            pods.join(", ")
+        ));
+    }
+    steps.extend(tunnels.iter().map(|name| match *name {
+        // The kernel makes it with its module and deletes it with nothing else
+        // (ip_tunnel_dellink, net/ipv4/ip_tunnel.c).
+        TUNL0 => format!("`ip link set {TUNL0} down`"),
+        name => format!("`ip link del {name}`"),
+    }));
+    steps.extend(flush.map(|protocol| format!("`ip route flush proto {protocol}`")));
+    steps.extend(files.iter().map(|path| format!("`rm {path}`")));
+    steps.join(", ")
+}
+
+/// Whether a plugin's device is one that pods are on: a bridge, the host's end of
+/// a pod's own pair, or the way to all of Cilium's pods.
+fn has_pods(name: &str) -> bool {
+    ["cali", "lxc", "vethwe-"].iter().any(|prefix| name.starts_with(prefix))
+        || matches!(name, "cni0" | "kube-bridge" | "weave" | "cilium_host" | "cilium_net")
+}
 
 impl fmt::Display for CniEvidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Left { plugin, links, routes, files } => {
+            Self::Left { plugin, links, routes, files, .. } => {
                 write!(f, "no agent of {plugin} runs on this node; of it there are ")?;
                 if links.is_empty() {
                     f.write_str("no devices")?;

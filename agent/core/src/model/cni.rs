@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Link, LinkKind, protocol};
+use crate::fact::Gap;
 
 /// What files and processes say of this node's CNI plugins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,20 @@ pub struct Cni {
     /// Agents that run in this network namespace; none where processes of
     /// others cannot be seen.
     pub running: Option<Vec<CniAgent>>,
+    /// What is there, or may be, and could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<Unread>,
+}
+
+/// A file or folder of which nobody knows what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Its path on the host.
+    pub path: String,
+    /// Why.
+    pub gap: Gap,
+    /// What went wrong and the remedy, for people.
+    pub detail: String,
 }
 
 /// Whether K3s wires pods by its own flannel.
@@ -177,8 +192,7 @@ impl Plugin {
                     || name == "cni0" && link.kind == LinkKind::Bridge
             }
             Self::Calico => match name {
-                // The kernel makes tunl0 with its module (net/ipv4/ipip.c).
-                "tunl0" => link.admin_up,
+                TUNL0 => link.admin_up,
                 _ => {
                     matches!(name, "vxlan.calico" | "vxlan-v6.calico" | "wireguard.cali")
                         || name.starts_with("cali") && link.kind == LinkKind::Veth
@@ -218,11 +232,10 @@ impl fmt::Display for Plugin {
 }
 
 impl CniDirectory {
-    /// The file whose network pods get: the first in order of names. containerd
-    /// goes no further where that one cannot be read (loadFromConfDir, go-cni).
-    #[must_use]
-    pub fn winner(&self) -> Option<&CniFile> {
-        self.files.first()
+    /// Whether this path is of a file in this folder.
+    fn holds(&self, path: &str) -> bool {
+        let name = path.strip_prefix(self.path.as_str()).and_then(|rest| rest.strip_prefix('/'));
+        name.is_some_and(|name| !name.contains('/'))
     }
 }
 
@@ -257,14 +270,43 @@ impl CniConfiguration {
 }
 
 impl Cni {
-    /// The folder that the container runtime reads.
+    /// Whether a file or folder could not be read.
     #[must_use]
-    pub fn in_use(&self) -> Option<&CniDirectory> {
+    pub fn is_unread(&self, path: &str) -> bool {
+        self.unread.iter().any(|unread| unread.path == path)
+    }
+
+    /// The folder that the container runtime reads.
+    ///
+    /// # Errors
+    /// [`Untold`] where that folder, or the file that names it, cannot be read.
+    pub fn in_use(&self) -> Result<Option<&CniDirectory>, Untold> {
         let path = match &self.k3s {
             Some(K3sNetwork::Own(path)) if self.may_run_k3s() => path.trim_end_matches('/'),
+            None if self.is_unread(K3S_CONTAINERD) && self.may_run_k3s() => return Err(Untold),
             _ => USUAL_DIRECTORY,
         };
-        self.directories.iter().find(|directory| directory.path == path)
+        let found = self.directories.iter().find(|directory| directory.path == path);
+        if found.is_none() && self.is_unread(path) { Err(Untold) } else { Ok(found) }
+    }
+
+    /// The file whose network pods get: the first in order of names. containerd
+    /// goes no further where that one is no configuration (loadFromConfDir, go-cni).
+    ///
+    /// # Errors
+    /// [`Untold`] where that one, or its folder, cannot be read.
+    pub fn winner(&self) -> Result<Option<&CniFile>, Untold> {
+        let Some(directory) = self.in_use()? else { return Ok(None) };
+        let first = directory.files.first();
+        let comes_before = |path: &str| first.is_none_or(|first| path < first.path.as_str());
+        let is_hidden = self.unread_of(directory).any(comes_before);
+        if is_hidden { Err(Untold) } else { Ok(first) }
+    }
+
+    /// Paths of a folder's files that could not be read.
+    pub fn unread_of<'a>(&'a self, directory: &'a CniDirectory) -> impl Iterator<Item = &'a str> {
+        let paths = self.unread.iter().map(|unread| unread.path.as_str());
+        paths.filter(|path| directory.holds(path))
     }
 
     /// What K3s wrote says nothing where it runs no more.
@@ -273,11 +315,12 @@ impl Cni {
         self.running.as_ref().is_none_or(|running| running.iter().any(is_k3s))
     }
 
-    /// The configuration that pods get; none where there is none, or it cannot
-    /// be read.
-    #[must_use]
-    pub fn in_force(&self) -> Option<&CniConfiguration> {
-        self.in_use()?.winner()?.content.as_ref().ok()
+    /// The configuration that pods get; none where there is none, or it is none.
+    ///
+    /// # Errors
+    /// [`Untold`] where it cannot be read.
+    pub fn in_force(&self) -> Result<Option<&CniConfiguration>, Untold> {
+        Ok(self.winner()?.and_then(|file| file.content.as_ref().ok()))
     }
 
     /// The running agent of a plugin; `Err` where nobody can tell.
@@ -299,8 +342,15 @@ impl Cni {
     }
 }
 
+/// The kernel makes it with its module (net/ipv4/ipip.c): Calico's tunnel, and
+/// others'.
+pub const TUNL0: &str = "tunl0";
 /// Where container runtimes look unless told otherwise (libcni).
 pub const USUAL_DIRECTORY: &str = "/etc/cni/net.d";
+/// What K3s tells its containerd (pkg/agent/templates).
+pub const K3S_CONTAINERD: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+/// Flannel's note (`--subnet-file`).
+pub const FLANNEL_NOTE: &str = "/run/flannel/subnet.env";
 
 /// Nobody can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

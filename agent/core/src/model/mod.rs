@@ -24,8 +24,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use cni::{
-    AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FlannelNote, K3sNetwork,
-    Plugin, USUAL_DIRECTORY, Untold,
+    AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, FLANNEL_NOTE, FlannelNote,
+    K3S_CONTAINERD, K3sNetwork, Plugin, TUNL0, USUAL_DIRECTORY, Unread, Untold,
 };
 pub use conntrack::{Conntrack, ConntrackCounters, TunnelFlows};
 pub use host::{DeviceSettings, Host, IpCounters, NeighbourTable};

@@ -3,14 +3,16 @@
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{CniEvidence, Confidence, Evidence, Finding, Subject, Thing};
-use crate::model::{Cni, CniFile, Plugin};
+use crate::model::{Cni, CniDirectory, CniFile, Plugin};
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(cni) = context.now.cni.seen() else {
         return verdicts.blind(&[Code::CniConfigPrecedence, Code::CniConfigMalformed]);
     };
-    let Some(directory) = cni.in_use() else { return };
-    let Some((first, later)) = directory.files.split_first() else { return };
+    let (Ok(directory), Ok(first)) = (cni.in_use(), cni.winner()) else {
+        return verdicts.blind(&[Code::CniConfigPrecedence, Code::CniConfigMalformed]);
+    };
+    let (Some(directory), Some(first)) = (directory, first) else { return };
     match &first.content {
         Err(error) => verdicts.add(about(
             Code::CniConfigMalformed,
@@ -19,7 +21,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
         )),
         Ok(content) => {
             if let Some(plugin) = content.plugin() {
-                precedence(cni, first, plugin, later, verdicts);
+                precedence(cni, directory, (first, plugin), verdicts);
             }
         }
     }
@@ -30,9 +32,8 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
 /// and comes first by right.
 fn precedence(
     cni: &Cni,
-    first: &CniFile,
-    plugin: Plugin,
-    later: &[CniFile],
+    directory: &CniDirectory,
+    (first, plugin): (&CniFile, Plugin),
     verdicts: &mut Verdicts,
 ) {
     match cni.agent_of(plugin) {
@@ -40,12 +41,18 @@ fn precedence(
         Ok(Some(_)) => return,
         Ok(None) => {}
     }
-    let runs = later.iter().find_map(|file| {
+    let runs = directory.files.iter().skip(1).find_map(|file| {
         let plugin = file.content.as_ref().ok()?.plugin()?;
         let agent = cni.agent_of(plugin).ok()??;
         Some((file, plugin, agent))
     });
-    let Some((file, other, agent)) = runs else { return };
+    let Some((file, other, agent)) = runs else {
+        // One that cannot be read may be of the plugin that runs.
+        if cni.unread_of(directory).next().is_some() {
+            verdicts.blind(&[Code::CniConfigPrecedence]);
+        }
+        return;
+    };
     verdicts.add(about(
         Code::CniConfigPrecedence,
         first,

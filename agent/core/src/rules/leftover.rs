@@ -3,7 +3,9 @@
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{CniEvidence, Confidence, Evidence, Finding, Subject, Thing};
-use crate::model::{Cni, CniAgent, Encapsulation, Link, LinkKind, Plugin, Tunnel};
+use crate::model::{
+    Cni, CniAgent, Encapsulation, IfIndex, Link, LinkKind, Plugin, TUNL0, Tunnel, protocol,
+};
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let now = context.now;
@@ -34,19 +36,29 @@ fn left_behind(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
     // A node whose CNI agent is being restarted has no other, and neither has
     // one that nobody's agent runs on.
     let Some(in_charge) = in_charge else {
-        if cni.running.is_none() {
+        if cni.running.is_none() || cni.in_force().is_err() {
             verdicts.blind(&[Code::CniLeftover]);
         }
         return;
     };
     for plugin in Plugin::ALL {
-        // One that the configuration in force names is part of what is in charge.
-        let is_used = cni.in_force().is_some_and(|content| content.names(plugin));
         let has_no_agent = cni.agent_of(plugin) == Ok(None);
-        if has_no_agent && !is_used {
+        if has_no_agent && !is_used(cni, plugin) {
             verdicts.findings.extend(leftovers(context, cni, plugin, in_charge));
         }
     }
+}
+
+/// One that the configuration in force names is part of what is in charge. Where
+/// that cannot be read, its name is all that tells (installers put the plugin's own
+/// into it); another's agent runs then, and its tunnel leads to peers.
+fn is_used(cni: &Cni, plugin: Plugin) -> bool {
+    if let Ok(in_force) = cni.in_force() {
+        return in_force.is_some_and(|content| content.names(plugin));
+    }
+    let directory = cni.in_use().ok().flatten();
+    let mut hidden = directory.into_iter().flat_map(|directory| cni.unread_of(directory));
+    hidden.any(|path| path.contains(plugin.name()))
 }
 
 /// An agent that runs may only add policies to another's network: in charge is
@@ -58,7 +70,8 @@ fn is_in_charge(context: &Context<'_>, cni: &Cni, plugin: Plugin) -> bool {
         let mut links = through.filter_map(|leads| links.get(&leads.index));
         links.any(|link| link.admin_up && plugin.makes(link))
     };
-    cni.in_force().is_some_and(|content| content.is_network_of(plugin)) || leads()
+    let in_force = cni.in_force().ok().flatten();
+    in_force.is_some_and(|content| content.is_network_of(plugin)) || leads()
 }
 
 fn leftovers(
@@ -74,12 +87,14 @@ fn leftovers(
         plugin.makes(link) && !(is_shared && (uses_bridge(cni, other) || makes_shared_bridge(cni)))
     };
     let links: Vec<&Link> = all.values().filter(|link| is_left(link)).collect();
-    let origins = context.digest.as_ref().map(|digest| &digest.by_origin);
-    let routes = origins.into_iter().flatten().filter(|((device, by, _), _)| match device {
-        Some(index) => links.iter().any(|link| link.index == *index),
-        None => plugin.route_protocol() == Some(*by),
-    });
-    let routes = routes.fold(0_u32, |sum, (_, count)| sum.saturating_add(count.count));
+    let origins = || context.digest.iter().flat_map(|digest| &digest.by_origin);
+    let sum = |of: &dyn Fn(Option<IfIndex>, u8) -> bool| {
+        let counts = origins().filter(|((device, by, _), _)| of(*device, *by));
+        counts.fold(0_u32, |sum, (_, count)| sum.saturating_add(count.count))
+    };
+    let without_device = sum(&|device, by| device.is_none() && plugin.route_protocol() == Some(by));
+    let through = |index: IfIndex| links.iter().any(|link| link.index == index);
+    let routes = sum(&|device, _| device.is_some_and(through)).saturating_add(without_device);
     let files = cni.directories.iter().flat_map(|directory| &directory.files);
     let is_own = |file: &&crate::model::CniFile| {
         file.content.as_ref().is_ok_and(|content| content.names(plugin))
@@ -89,6 +104,18 @@ fn leftovers(
     if links.is_empty() && routes == 0 {
         return None;
     }
+    // The kernel's own tunnel serves others, too: a real server behind LVS has it
+    // up, with an address and without a route.
+    let is_calicos = |by| matches!(by, protocol::BIRD | protocol::FELIX);
+    let is_shared = links.iter().all(|link| link.name == TUNL0)
+        && without_device == 0
+        && files.is_empty()
+        && sum(&|device, by| device.is_some_and(through) && is_calicos(by)) == 0;
+    if is_shared && !links.is_empty() {
+        return None;
+    }
+    // Those that go with no device.
+    let flush = plugin.route_protocol().filter(|_| without_device > 0);
     let mut names: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
     names.sort_unstable();
     names.truncate(MOST_NAMES);
@@ -98,7 +125,7 @@ fn leftovers(
         direction: None,
         hop: None,
         evidence: [
-            CniEvidence::Left { plugin, links: names, routes, files },
+            CniEvidence::Left { plugin, links: names, routes, files, flush },
             CniEvidence::Runs { plugin: other, process: agent.name.clone(), pid: agent.pid },
         ]
         .map(Evidence::Cni)
@@ -118,17 +145,20 @@ const SHARED_BRIDGE: &str = "cni0";
 /// installs such a one, and pods from before another came may still be on it.
 fn makes_shared_bridge(cni: &Cni) -> bool {
     let files = cni.directories.iter().flat_map(|directory| &directory.files);
-    files.filter_map(|file| file.content.as_ref().ok()).any(|content| {
-        content.types.iter().any(|kind| kind == "bridge")
-            && content.bridge.as_deref().unwrap_or(SHARED_BRIDGE) == SHARED_BRIDGE
-    })
+    // One that cannot be read may do so.
+    let is_hidden = cni.directories.iter().any(|it| cni.unread_of(it).next().is_some());
+    is_hidden
+        || files.filter_map(|file| file.content.as_ref().ok()).any(|content| {
+            content.types.iter().any(|kind| kind == "bridge")
+                && content.bridge.as_deref().unwrap_or(SHARED_BRIDGE) == SHARED_BRIDGE
+        })
 }
 
 fn uses_bridge(cni: &Cni, other: Plugin) -> bool {
     let has_bridge = |content: &crate::model::CniConfiguration| {
         content.bridge.is_some() || content.types.iter().any(|kind| kind == "bridge")
     };
-    other == Plugin::Flannel || cni.in_force().is_some_and(has_bridge)
+    other == Plugin::Flannel || cni.in_force().map_or(true, |it| it.is_some_and(has_bridge))
 }
 
 /// Withdraws what other rules say of a leftover's devices: nobody misses them.

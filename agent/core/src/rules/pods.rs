@@ -5,10 +5,7 @@ use ipnet::IpNet;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{CniEvidence, Confidence, Evidence, Finding, Subject};
-use crate::model::{Cni, Plugin, RouteCount, protocol};
-
-/// Where flannel writes its note.
-const FLANNEL_NOTE: &str = "/run/flannel/subnet.env";
+use crate::model::{Cni, FLANNEL_NOTE, Plugin, RouteCount, protocol};
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(cni) = context.now.cni.seen() else {
@@ -21,7 +18,12 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
 /// Calico's routes to pods that are not in the network that flannel was given:
 /// the cluster's own, whoever serves it now.
 fn outside(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
-    let Some(network) = cni.flannel.as_ref().and_then(|note| note.network) else { return };
+    let Some(network) = cni.flannel.as_ref().and_then(|note| note.network) else {
+        if cni.is_unread(FLANNEL_NOTE) {
+            verdicts.blind(&[Code::PoolOutsidePodNetwork]);
+        }
+        return;
+    };
     let (Some(links), Some(digest)) = (context.now.links.seen(), &context.digest) else {
         return verdicts.blind(&[Code::PoolOutsidePodNetwork]);
     };
@@ -61,7 +63,11 @@ fn is_link_local(net: IpNet) -> bool {
 /// the routes to pods are longer prefixes of it. Only plugins with a network of their own: others give pods addresses
 /// of the nodes' network on purpose (macvlan, clouds' own plugins).
 fn overlap(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
-    let in_force = cni.in_use().and_then(|directory| directory.winner());
+    // What is known is judged also where the rest is not.
+    if cni.winner().is_err() || cni.is_unread(FLANNEL_NOTE) {
+        verdicts.blind(&[Code::PodNetworkOverlap]);
+    }
+    let in_force = cni.winner().ok().flatten();
     let told = in_force.into_iter().flat_map(|file| {
         let content = file.content.as_ref().ok().filter(|content| content.plugin().is_some());
         let networks = content.map_or(&[][..], |content| content.networks.as_slice());

@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use overlaywatch_core::model::{
-    Cni, CniConfiguration, CniDirectory, CniFile, K3sNetwork, USUAL_DIRECTORY,
+    Cni, CniConfiguration, CniDirectory, CniFile, FLANNEL_NOTE, K3S_CONTAINERD, K3sNetwork,
+    USUAL_DIRECTORY, Unread,
 };
 
 use super::translate;
@@ -15,10 +16,6 @@ use crate::source::SourceError;
 
 /// K3s's own folder (pkg/agent/config, `CNIConfDir`).
 const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/cni/net.d";
-/// What K3s tells its containerd (pkg/agent/templates).
-const K3S_CONTAINERD: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
-/// Flannel's note (`--subnet-file`).
-const FLANNEL_NOTE: &str = "/run/flannel/subnet.env";
 /// No file of these is larger; one that is was put there by mistake.
 const MOST_BYTES: u64 = 1 << 20;
 /// More files of a folder are not read.
@@ -39,17 +36,20 @@ type Known = (Stamp, Result<CniConfiguration, String>);
 pub(super) struct Files {
     root: PathBuf,
     known: BTreeMap<String, Known>,
+    /// What the last look could not read.
+    unread: Vec<Unread>,
 }
 
 impl Files {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, known: BTreeMap::new() }
+        Self { root, known: BTreeMap::new(), unread: Vec::new() }
     }
 
-    /// Everything that files say.
-    pub(super) fn read(&mut self) -> Result<Cni, SourceError> {
-        let k3s = self.text(K3S_CONTAINERD)?.map(|text| translate::k3s_network(&text));
-        let flannel = self.text(FLANNEL_NOTE)?.map(|text| translate::flannel_note(&text));
+    /// Everything that files say; what cannot be read is named beside it, and
+    /// leaves only that unknown which it would have told.
+    pub(super) fn read(&mut self) -> Cni {
+        let k3s = self.text(K3S_CONTAINERD).map(|text| translate::k3s_network(&text));
+        let flannel = self.text(FLANNEL_NOTE).map(|text| translate::flannel_note(&text));
         let mut paths = vec![USUAL_DIRECTORY.to_owned(), K3S_DIRECTORY.to_owned()];
         if let Some(K3sNetwork::Own(path)) = &k3s
             && !paths.iter().any(|known| known == path.trim_end_matches('/'))
@@ -59,25 +59,41 @@ impl Files {
         let before = std::mem::take(&mut self.known);
         let mut directories = Vec::new();
         for path in paths {
-            directories.extend(self.directory(path, &before)?);
+            match self.directory(&path, &before) {
+                Ok(directory) => directories.extend(directory),
+                Err(error) => self.pass(path, error),
+            }
         }
-        Ok(Cni { directories, flannel, k3s, running: None })
+        let unread = std::mem::take(&mut self.unread);
+        Cni { directories, flannel, k3s, running: None, unread }
+    }
+
+    /// Notes what cannot be read.
+    fn pass(&mut self, path: String, source: io::Error) {
+        let what = format!("reading {path}");
+        // What opens every file of the host, and is granted to nobody unasked.
+        let error = match source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                SourceError::Lacking { what, source, capability: "CAP_DAC_READ_SEARCH" }
+            }
+            _ => SourceError::io(what, source),
+        };
+        self.unread.push(Unread { path, gap: error.gap(), detail: error.to_string() });
     }
 
     /// A folder's files; none where there is no such folder.
     fn directory(
         &mut self,
-        path: String,
+        path: &str,
         before: &BTreeMap<String, Known>,
-    ) -> Result<Option<CniDirectory>, SourceError> {
-        let failed = |error| SourceError::io(format!("reading {path}"), error);
-        let entries = match inside(&self.root, &path).and_then(fs::read_dir) {
+    ) -> io::Result<Option<CniDirectory>> {
+        let entries = match inside(&self.root, path).and_then(fs::read_dir) {
             Err(error) if is_nothing(&error) => return Ok(None),
-            entries => entries.map_err(failed)?,
+            entries => entries?,
         };
         let mut names = Vec::new();
         for entry in entries.take(MOST_ENTRIES) {
-            let name = entry.map_err(failed)?.file_name();
+            let name = entry?.file_name();
             // What is no text is nothing that an administrator wrote.
             names.extend(name.into_string().ok().filter(|name| translate::is_configuration(name)));
         }
@@ -88,11 +104,18 @@ impl Files {
         for name in names {
             let path = format!("{path}/{name}");
             // A file that went meanwhile is not there.
-            let Some((stamp, content)) = self.configuration(&path, before)? else { continue };
+            let (stamp, content) = match self.configuration(&path, before) {
+                Ok(Some(known)) => known,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.pass(path, error);
+                    continue;
+                }
+            };
             self.known.insert(path.clone(), (stamp, content.clone()));
             files.push(CniFile { path, content });
         }
-        Ok(Some(CniDirectory { path, files, is_cut }))
+        Ok(Some(CniDirectory { path: path.to_owned(), files, is_cut }))
     }
 
     /// One file, read again if it is another; none where it is gone, or is no file.
@@ -103,14 +126,12 @@ impl Files {
         &self,
         path: &str,
         before: &BTreeMap<String, Known>,
-    ) -> Result<Option<Known>, SourceError> {
+    ) -> io::Result<Option<Known>> {
         let opened = inside(&self.root, path).and_then(open);
         let (file, stamp) = match opened {
             Ok(opened) => opened,
             Err(error) if is_nothing(&error) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(SourceError::io(format!("reading {path}"), error));
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
             Err(error) => return Ok(Some((Stamp::default(), Err(error.to_string())))),
         };
         if let Some((known, content)) = before.get(path)
@@ -124,13 +145,14 @@ impl Files {
         Ok(Some((stamp, content)))
     }
 
-    /// A whole file; none where there is none.
-    fn text(&self, path: &str) -> Result<Option<String>, SourceError> {
+    /// A whole file; none where there is none, or it cannot be read.
+    fn text(&mut self, path: &str) -> Option<String> {
         match inside(&self.root, path).and_then(open).and_then(|(file, _)| load(file)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if is_nothing(&error) => Ok(None),
-            Err(error) => Err(SourceError::io(format!("reading {path}"), error)),
+            Ok(text) => return Some(text),
+            Err(error) if is_nothing(&error) => {}
+            Err(error) => self.pass(path.to_owned(), error),
         }
+        None
     }
 }
 

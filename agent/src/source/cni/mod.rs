@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use overlaywatch_core::assembly::{SourceId, Update};
-use overlaywatch_core::model::{Cni, CniAgent};
+use overlaywatch_core::model::{Cni, CniAgent, Unread};
 use overlaywatch_core::time::{Mono, SECOND};
 use tokio::sync::mpsc::Sender;
 
@@ -90,10 +90,10 @@ impl Reader {
     /// One look.
     ///
     /// # Errors
-    /// When a folder is there and cannot be listed, or there are too many
-    /// processes; a file that cannot be read says so in its own place.
+    /// When there is no /proc. A file or folder that cannot be read, and processes
+    /// that are too many, are told in [`Cni::unread`]: the rest is known.
     pub fn read(&mut self) -> Result<Cni, SourceError> {
-        let mut cni = self.files.read()?;
+        let mut cni = self.files.read();
         let at = clock::mono();
         if at >= self.due {
             let before = clock::thread_cpu_ns();
@@ -104,7 +104,9 @@ impl Reader {
         }
         if self.gave_up {
             let slow = io::Error::from_raw_os_error(libc::ETIMEDOUT);
-            return Err(SourceError::io("reading the names of all processes", slow));
+            let error = SourceError::io("reading the names of all processes", slow);
+            let path = self.proc.display().to_string();
+            cni.unread.push(Unread { path, gap: error.gap(), detail: error.to_string() });
         }
         cni.running.clone_from(&self.running);
         Ok(cni)

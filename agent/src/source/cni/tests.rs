@@ -4,7 +4,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use overlaywatch_core::model::{AgentKind, CniAgent, Plugin, USUAL_DIRECTORY};
+use overlaywatch_core::fact::Gap;
+use overlaywatch_core::model::{
+    AgentKind, CniAgent, K3S_CONTAINERD, Plugin, USUAL_DIRECTORY, Untold,
+};
 use overlaywatch_core::time::SECOND;
 
 use super::*;
@@ -27,7 +30,7 @@ fn put(root: &Path, path: &str, text: &str) {
 }
 
 fn files(root: &Path) -> Cni {
-    Files::new(root.to_owned()).read().unwrap()
+    Files::new(root.to_owned()).read()
 }
 
 #[test]
@@ -45,7 +48,7 @@ fn files_are_in_order_and_each_fails_alone() {
     ]);
     create_dir_all(root.path().join("etc/cni/net.d/15-folder.conf")).unwrap();
     let cni = files(root.path());
-    let directory = cni.in_use().unwrap();
+    let directory = cni.in_use().unwrap().unwrap();
     let names: Vec<_> =
         directory.files.iter().map(|f| (f.path.as_str(), f.content.is_ok())).collect();
     assert_eq!(
@@ -56,7 +59,7 @@ fn files_are_in_order_and_each_fails_alone() {
             ("/etc/cni/net.d/20-b.conflist", true),
         ]
     );
-    assert_eq!(cni.in_force(), None);
+    assert_eq!(cni.in_force(), Ok(None));
 }
 
 #[test]
@@ -70,11 +73,11 @@ fn k3s_own_folder_is_in_use_where_k3s_says_so() {
         ),
     ]);
     let mut cni = files(root.path());
-    assert_eq!(cni.in_use().unwrap().path, folder);
-    assert_eq!(cni.in_force().unwrap().plugin(), Some(Plugin::Flannel));
+    assert_eq!(cni.in_use().unwrap().unwrap().path, folder);
+    assert_eq!(cni.in_force().unwrap().unwrap().plugin(), Some(Plugin::Flannel));
     // It says nothing any more where K3s does not run.
     cni.running = Some(Vec::new());
-    assert!(cni.in_use().is_none_or(|directory| directory.path == USUAL_DIRECTORY));
+    assert!(cni.in_use().unwrap().is_none_or(|directory| directory.path == USUAL_DIRECTORY));
 }
 
 #[test]
@@ -89,7 +92,7 @@ fn a_link_is_followed_inside_the_root_and_never_out_of_it() {
     symlink("../../../../../../../../etc/hostname", folder.join("30-c.conf")).unwrap();
     symlink("40-d.conf", folder.join("40-d.conf")).unwrap();
     let cni = files(root.path());
-    let seen = &cni.in_use().unwrap().files;
+    let seen = &cni.in_use().unwrap().unwrap().files;
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert!(seen[0].content.is_ok());
     assert!(seen[1].path.ends_with("40-d.conf") && seen[1].content.is_err());
@@ -104,37 +107,79 @@ fn what_is_too_large_or_no_file_is_told_and_not_read() {
     )
     .unwrap();
     let cni = files(root.path());
-    let errors: Vec<&String> =
-        cni.in_use().unwrap().files.iter().filter_map(|f| f.content.as_ref().err()).collect();
+    let errors: Vec<&String> = cni
+        .in_use()
+        .unwrap()
+        .unwrap()
+        .files
+        .iter()
+        .filter_map(|f| f.content.as_ref().err())
+        .collect();
     assert_eq!(errors.len(), 2);
     assert!(errors[0].contains("larger than") && errors[1].contains("not a regular file"));
 }
 
-#[test]
-fn a_file_that_may_not_be_read_is_no_malformed_one() {
-    use std::os::unix::fs::PermissionsExt;
-    let root = host(&[("etc/cni/net.d/05-cilium.conflist", FLANNEL)]);
-    let allow = |path: &str, mode| {
-        fs::set_permissions(root.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
-    };
-    allow("etc/cni/net.d/05-cilium.conflist", 0o600);
-    for folder in ["", "etc", "etc/cni", "etc/cni/net.d"] {
-        allow(folder, 0o755);
-    }
-    let path = root.path().to_owned();
+/// What a user without any capability reads, where this test's user can become
+/// one: whoever is not root stays the files' owner.
+fn as_nobody(root: &Path, closed: &str) -> Option<Cni> {
+    let (path, closed) = (root.to_owned(), root.join(closed));
     // Only this thread becomes nobody.
     let read = thread::spawn(move || {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
-        let is_denied = fs::read(path.join("etc/cni/net.d/05-cilium.conflist")).is_err();
-        (is_denied, Files::new(path).read())
+        let is_denied = fs::File::open(closed).is_err();
+        is_denied.then(|| Files::new(path).read())
     });
-    let (is_denied, read) = read.join().unwrap();
-    // Whoever is not root stays the file's owner.
-    if is_denied {
-        let error = read.unwrap_err();
-        assert_eq!(error.gap(), overlaywatch_core::fact::Gap::Denied);
-        assert!(error.to_string().contains("05-cilium.conflist"), "{error}");
+    read.join().unwrap()
+}
+
+fn allow(root: &Path, path: &str, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn denied(cni: &Cni) -> Vec<&str> {
+    for unread in &cni.unread {
+        assert_eq!(unread.gap, Gap::Denied);
+        let detail = &unread.detail;
+        assert!(detail.contains(&unread.path), "{detail}");
+        assert!(detail.contains("grant CAP_DAC_READ_SEARCH"), "{detail}");
     }
+    cni.unread.iter().map(|unread| unread.path.as_str()).collect()
+}
+
+#[test]
+fn a_file_that_may_not_be_read_hides_no_other() {
+    let root = host(&[
+        ("etc/cni/net.d/05-cilium.conflist", FLANNEL),
+        ("etc/cni/net.d/10-flannel.conflist", FLANNEL),
+        ("run/flannel/subnet.env", "FLANNEL_NETWORK=10.42.0.0/16\n"),
+    ]);
+    allow(root.path(), "", 0o755);
+    allow(root.path(), "etc/cni/net.d/05-cilium.conflist", 0o600);
+    let Some(cni) = as_nobody(root.path(), "etc/cni/net.d/05-cilium.conflist") else { return };
+    assert_eq!(denied(&cni), ["/etc/cni/net.d/05-cilium.conflist"]);
+    assert_eq!(cni.flannel.as_ref().unwrap().network, Some("10.42.0.0/16".parse().unwrap()));
+    let directory = cni.in_use().unwrap().unwrap();
+    assert_eq!(directory.files[0].path, "/etc/cni/net.d/10-flannel.conflist");
+    assert_eq!(cni.winner(), Err(Untold), "the first one is not known");
+}
+
+#[test]
+fn a_folder_that_may_not_be_entered_hides_no_other() {
+    let root = host(&[
+        ("etc/cni/net.d/10-flannel.conflist", FLANNEL),
+        ("var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist", FLANNEL),
+        ("var/lib/rancher/k3s/agent/etc/containerd/config.toml", ""),
+    ]);
+    allow(root.path(), "", 0o755);
+    allow(root.path(), "var/lib/rancher/k3s", 0o700);
+    let Some(mut cni) = as_nobody(root.path(), "var/lib/rancher/k3s/agent") else { return };
+    let folder = "/var/lib/rancher/k3s/agent/etc/cni/net.d";
+    assert_eq!(denied(&cni), [K3S_CONTAINERD, folder]);
+    assert_eq!(cni.in_force(), Err(Untold), "K3s may run");
+    // What K3s says matters where it runs.
+    cni.running = Some(Vec::new());
+    assert_eq!(cni.in_force().unwrap().unwrap().plugin(), Some(Plugin::Flannel));
 }
 
 #[test]
@@ -144,7 +189,7 @@ fn a_folder_of_too_many_files_is_cut_and_says_so() {
         put(root.path(), &format!("etc/cni/net.d/{number:02}.conflist"), FLANNEL);
     }
     let cni = files(root.path());
-    let directory = cni.in_use().unwrap();
+    let directory = cni.in_use().unwrap().unwrap();
     assert!(directory.is_cut && directory.files.len() == 64);
 }
 
@@ -152,13 +197,13 @@ fn a_folder_of_too_many_files_is_cut_and_says_so() {
 fn a_file_is_read_again_when_it_changed() {
     let root = host(&[("etc/cni/net.d/10-a.conf", "{")]);
     let mut reader = Files::new(root.path().to_owned());
-    assert_eq!(reader.read().unwrap().in_force(), None);
+    assert_eq!(reader.read().in_force(), Ok(None));
     // Renamed into place, as installers do: another file of the same name.
     put(root.path(), "draft", r#"{"name": "a", "type": "flannel"}"#);
     fs::rename(root.path().join("draft"), root.path().join("etc/cni/net.d/10-a.conf")).unwrap();
-    let cni = reader.read().unwrap();
-    assert_eq!(cni.in_force().unwrap().types, ["flannel"]);
-    assert_eq!(reader.read().unwrap(), cni);
+    let cni = reader.read();
+    assert_eq!(cni.in_force().unwrap().unwrap().types, ["flannel"]);
+    assert_eq!(reader.read(), cni);
 }
 
 /// A /proc with processes in two namespaces; namespaces are told apart by file.

@@ -150,7 +150,7 @@ impl Finder {
             Err(error) if is_denied(&error) => {
                 if !self.may_reach()? {
                     return Err(SourceError::Lacking {
-                        what: FOLLOWING,
+                        what: FOLLOWING.to_owned(),
                         source: error,
                         capability: "CAP_SYS_PTRACE",
                     });
