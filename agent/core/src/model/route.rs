@@ -218,8 +218,10 @@ fn common_bits(a: IpAddr, b: IpAddr) -> u8 {
 pub struct RouteCount {
     /// How many.
     pub count: u32,
-    /// The first of them, in order of address.
+    /// The first of them, in order of address: of IPv4, if any is.
     pub first: IpNet,
+    /// The last of them: of IPv6, if any is.
+    pub last: IpNet,
 }
 
 /// A route table in few words: what of it is whose. Made once for a table, since
@@ -243,8 +245,11 @@ impl RouteDigest {
             let origin =
                 (route.next_hop.device, route.protocol, matches!(route.kind, RouteKind::Unicast));
             let note = |counts: &mut BTreeMap<_, RouteCount>| {
-                let known = counts.entry(origin).or_insert(RouteCount { count: 0, first: net });
+                let new = RouteCount { count: 0, first: net, last: net };
+                let known = counts.entry(origin).or_insert(new);
                 known.count = known.count.saturating_add(1);
+                known.first = known.first.min(net);
+                known.last = known.last.max(net);
             };
             note(&mut digest.by_origin);
             let is_apart = |within: IpNet| !within.contains(&net) && !net.contains(&within);

@@ -39,8 +39,9 @@ fn outside(context: &Context<'_>, cni: &Cni, verdicts: &mut Verdicts) {
     let merged = counts.reduce(|one, other| RouteCount {
         count: one.count.saturating_add(other.count),
         first: one.first.min(other.first),
+        last: one.last.max(other.last),
     });
-    let Some(RouteCount { count, first }) = merged else { return };
+    let Some(RouteCount { count, first, .. }) = merged else { return };
     verdicts.add(Finding {
         code: Code::PoolOutsidePodNetwork,
         subject: Subject::Node,
