@@ -6,12 +6,14 @@
 //! while they pass by: nothing is kept of them but two numbers, whatever the
 //! table's size, in one buffer of 64 KiB. No event is subscribed to, since that
 //! costs the host something for each connection.
+//!
+//! A kernel that has not loaded what answers such questions is made to load nothing:
+//! size and counters are then read from /proc, and entries are not counted.
 
 pub mod translate;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,6 +42,15 @@ const COUNT_NS: u64 = 10 * SECOND;
 /// table has grown by a quarter since: an old count says little of such a table,
 /// and no table grows so often.
 const COUNT_SHARE: u64 = 500;
+
+/// How often it is looked whether the kernel can be asked meanwhile.
+const LOOK_NS: u64 = 30 * SECOND;
+/// Switches of connection tracking (Documentation/networking/nf_conntrack-sysctl).
+const SWITCHES: &str = "/proc/sys/net/netfilter";
+/// Its counters (ct_cpu_seq_show, net/netfilter/nf_conntrack_standalone.c).
+const COUNTERS: &str = "/proc/thread-self/net/stat/nf_conntrack";
+/// What lets the kernel be asked.
+const LETS_ANSWER: &str = "modprobe nf_conntrack_netlink";
 
 /// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h), as the upper byte of
 /// a message's type.
@@ -95,6 +106,8 @@ pub fn read(encapsulations: &BTreeSet<Encapsulation>) -> Result<Conntrack, Sourc
 struct Reader {
     /// Connections are tracked, and CTNETLINK is there to ask.
     is_there: bool,
+    /// When it is looked for again.
+    look_due: Mono,
     /// What was counted last, of which encapsulations, and when the next count is due.
     tunnels: Option<Vec<TunnelFlows>>,
     counted: BTreeSet<Encapsulation>,
@@ -113,8 +126,14 @@ impl Reader {
             if !is_tracking() {
                 return Ok(None);
             }
-            can_be_asked()?;
-            self.is_there = true;
+            if clock::mono() >= self.look_due {
+                self.look_due = clock::mono().plus(LOOK_NS);
+                self.is_there = can_be_asked();
+            }
+        }
+        if !self.is_there {
+            self.tunnels = None;
+            return files(Path::new(SWITCHES), Path::new(COUNTERS)).map(Some);
         }
         let mut buffer = wire::buffer();
         let table = read_table(&mut buffer).inspect_err(|_| self.is_there = false)?;
@@ -156,21 +175,42 @@ impl Reader {
 /// Whether connection tracking is there. Its switches are of the namespace of
 /// the thread that looks.
 fn is_tracking() -> bool {
-    Path::new("/proc/sys/net/netfilter/nf_conntrack_count").exists()
+    Path::new(SWITCHES).join("nf_conntrack_count").exists()
+}
+
+/// Size, limit and counters, from files of the namespace of the thread that looks.
+fn files(switches: &Path, counters: &Path) -> Result<Conntrack, SourceError> {
+    let read = |path: &Path| {
+        // What else there is to do.
+        let what = || format!("reading {} (`{LETS_ANSWER}` does without it)", path.display());
+        fs::read_to_string(path).map_err(|error| SourceError::io(what(), error))
+    };
+    let number = |name: &str| {
+        let path = switches.join(name);
+        read(&path)?.trim().parse::<u32>().map_err(|error| SourceError::Malformed {
+            what: format!("reading {}", path.display()),
+            reason: error.to_string(),
+        })
+    };
+    Ok(Conntrack {
+        count: number("nf_conntrack_count")?,
+        max: number("nf_conntrack_max")?,
+        counters: translate::counters(&read(counters)?).map_err(|error| {
+            let what = format!("reading {}", counters.display());
+            SourceError::Malformed { what, reason: error.to_string() }
+        })?,
+        tunnels: None,
+    })
 }
 
 /// The kernel loads the module behind CTNETLINK for whoever asks (nfnetlink_rcv_msg,
 /// net/netfilter/nfnetlink.c): nobody is asked who is not there already.
-fn can_be_asked() -> Result<(), SourceError> {
+fn can_be_asked() -> bool {
     // A kernel without modules has no such file, and everything built in.
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     let is_loaded =
         |name: &str| modules.lines().any(|line| line.split_ascii_whitespace().next() == Some(name));
-    if is_loaded("nf_conntrack") && !is_loaded("nf_conntrack_netlink") {
-        let what = "asking connection tracking (`modprobe nf_conntrack_netlink` lets it answer)";
-        return Err(SourceError::io(what, io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
-    }
-    Ok(())
+    !is_loaded("nf_conntrack") || is_loaded("nf_conntrack_netlink")
 }
 
 /// The table's size, limit and counters.
@@ -312,6 +352,23 @@ mod tests {
             ..HookPlan::default()
         };
         assert_eq!(encapsulations(&Arc::new(plan)), Some([odd].into()));
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_read_from_files() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(root.path().join(name), text).unwrap();
+        put("nf_conntrack_count", "95\n");
+        put("nf_conntrack_max", "100\n");
+        let counters = root.path().join("stat");
+        let error = files(root.path(), &counters).unwrap_err();
+        assert!(error.to_string().contains("`modprobe nf_conntrack_netlink`"), "{error}");
+        put("stat", "entries drop\n0000005f 00000010\n0000005f 00000001\n");
+        let table = files(root.path(), &counters).unwrap();
+        assert_eq!((table.count, table.max, table.counters.drop), (95, 100, 17));
+        assert_eq!(table.tunnels, None, "nobody counted them");
+        put("nf_conntrack_max", "many\n");
+        assert!(matches!(files(root.path(), &counters), Err(SourceError::Malformed { .. })));
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub enum Malformed {
     /// It ends too early.
     #[error("a message without a header")]
     Header,
+    /// A file without the names of its columns.
+    #[error("no column `drop`")]
+    Names,
+    /// A line of a file with fewer numbers than there are names.
+    #[error("a line without a number for each name")]
+    Number,
     /// An attribute has the wrong length.
     #[error("attribute {0} has {1} bytes")]
     Length(u16, usize),
@@ -131,6 +137,42 @@ pub fn count(payload: &[u8], counters: &mut ConntrackCounters) -> Result<(), Mal
     Ok(())
 }
 
+/// The counters of /proc/net/stat/nf_conntrack: a line of names, and one of
+/// hexadecimal numbers for each CPU (ct_cpu_seq_show,
+/// net/netfilter/nf_conntrack_standalone.c).
+///
+/// # Errors
+/// When the two do not fit, or no packet's loss is counted.
+pub fn counters(text: &str) -> Result<ConntrackCounters, Malformed> {
+    let mut lines = text.lines();
+    let names: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
+    if !names.contains(&"drop") {
+        return Err(Malformed::Names);
+    }
+    let mut counters = ConntrackCounters::default();
+    for line in lines {
+        let mut numbers = line.split_ascii_whitespace();
+        for name in &names {
+            let number = numbers.next().and_then(|number| u64::from_str_radix(number, 16).ok());
+            let number = number.ok_or(Malformed::Number)?;
+            let counter = match *name {
+                "found" => &mut counters.found,
+                "invalid" => &mut counters.invalid,
+                "insert_failed" => &mut counters.insert_failed,
+                "drop" => &mut counters.drop,
+                "early_drop" => &mut counters.early_drop,
+                "icmp_error" => &mut counters.error,
+                "search_restart" => &mut counters.search_restart,
+                "clashres" => &mut counters.clash_resolve,
+                "chainlength" => &mut counters.chain_too_long,
+                _ => continue,
+            };
+            *counter = counter.saturating_add(number);
+        }
+    }
+    Ok(counters)
+}
+
 /// One entry of the table (`IPCTNL_MSG_CT_NEW`).
 ///
 /// # Errors
@@ -217,6 +259,24 @@ mod tests {
     }
 
     #[test]
+    fn the_files_columns_are_known_by_name() {
+        // Linux 6.1, two processors; the columns of older kernels are others.
+        let text = "entries  clashres found new invalid ignore delete chainlength insert \
+                    insert_failed drop early_drop icmp_error  expect_new expect_create \
+                    expect_delete search_restart\n\
+                    00000a10  00000001 00000002 0 00000003 0 0 00000004 0 00000005 000000ff \
+                    00000007 00000008  0 0 0 00000009\n\
+                    00000a10  00000001 00000002 0 00000003 0 0 00000004 0 00000005 00000001 \
+                    00000007 00000008  0 0 0 00000009\n";
+        let told = counters(text).unwrap();
+        assert_eq!((told.drop, told.early_drop, told.insert_failed), (256, 14, 10));
+        assert_eq!((told.found, told.invalid, told.error), (4, 6, 16));
+        assert_eq!((told.search_restart, told.clash_resolve, told.chain_too_long), (18, 2, 8));
+        assert!(counters("").is_err() && counters("found\n0\n").is_err());
+        assert!(counters("entries drop\n1\n").is_err() && counters("drop\nx\n").is_err());
+    }
+
+    #[test]
     fn a_number_of_the_wrong_length_is_refused() {
         assert!(size(&message(&[attribute(1, &[0; 3])])).is_err());
         assert!(size(&[0; 2]).is_err());
@@ -229,6 +289,7 @@ mod tests {
         fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = entry(&bytes);
             let _ = size(&bytes);
+            let _ = counters(&String::from_utf8_lossy(&bytes));
             let _ = count(&bytes, &mut ConntrackCounters::default());
         }
     }

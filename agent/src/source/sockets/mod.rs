@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use overlaywatch_core::assembly::{SourceId, Update};
-use overlaywatch_core::model::Sockets;
+use overlaywatch_core::model::{SessionState, Sockets};
 use overlaywatch_core::time::{Mono, SECOND};
 use tokio::sync::mpsc::Sender;
 
@@ -32,7 +32,8 @@ const LISTENERS_NS: u64 = 4 * SECOND;
 /// How often connections are looked at where no BGP daemon listens: one may
 /// open sessions all the same.
 const QUIET_NS: u64 = 30 * SECOND;
-/// Sockets that are taken of one answer; the rest says nothing new.
+/// Sockets that are taken of one answer, of those that are established and of the
+/// others each: however many strangers begin to connect, no session is hidden.
 const MOST: usize = 8_192;
 
 /// `TCPDIAG_GETSOCK` (linux/inet_diag.h): the older question, which knows no family
@@ -141,12 +142,30 @@ fn dump(
 ) -> Result<(), SourceError> {
     let what = "asking for TCP sockets";
     let question = Question { what, protocol: NETLINK_SOCK_DIAG, kind, is_dump: true, body };
+    let mut room = Room::default();
     ask(question, buffer, |message| {
         let socket = translate::socket(message.payload)?;
-        all.extend(socket.filter(|_| all.len() < MOST));
+        all.extend(socket.filter(|socket| room.takes(socket)));
         Ok::<_, translate::Malformed>(())
     })?;
     Ok(())
+}
+
+/// How many sockets were taken of one answer.
+#[derive(Debug, Default)]
+struct Room {
+    established: usize,
+    others: usize,
+}
+
+impl Room {
+    /// Whether there is room for one more of its kind, which it then takes.
+    fn takes(&mut self, socket: &TcpSocket) -> bool {
+        let is_established = socket.session() == SessionState::Established;
+        let taken = if is_established { &mut self.established } else { &mut self.others };
+        *taken += 1;
+        *taken <= MOST
+    }
 }
 
 /// `struct inet_diag_req` (linux/inet_diag.h) and a filter.
@@ -210,6 +229,20 @@ mod tests {
             let address = listener.local_addr().unwrap();
             assert!(seen.iter().any(|socket| socket.local == address), "{address} in {seen:?}");
         }
+    }
+
+    #[test]
+    fn strangers_that_begin_to_connect_hide_no_session() {
+        let socket = |state| {
+            let [local, remote] = ["10.0.0.1:179", "10.0.0.2:50000"].map(|it| it.parse().unwrap());
+            TcpSocket { local, remote, state }
+        };
+        let mut room = Room::default();
+        let half_open = (0..10_000).filter(|_| room.takes(&socket(3))).count();
+        assert_eq!(half_open, MOST);
+        assert!(room.takes(&socket(1)));
+        let established = (0..10_000).filter(|_| room.takes(&socket(1))).count();
+        assert_eq!(established, MOST - 1, "bounded all the same");
     }
 
     #[test]

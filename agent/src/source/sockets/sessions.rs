@@ -37,9 +37,13 @@ impl Sessions {
             let state = seen.entry(socket.remote.ip()).or_insert(SessionState::Closed);
             *state = (*state).max(socket.session());
         }
-        for &peer in seen.keys().filter(|peer| !self.0.contains_key(peer)).collect::<Vec<_>>() {
-            if self.0.len() < MOST {
-                self.0.insert(peer, unseen(peer, at));
+        // What this node has or wants comes before what strangers begin.
+        for is_own in [true, false] {
+            let new = seen.iter().filter(|(_, state)| is_own == is_own_doing(**state));
+            for &peer in new.map(|(peer, _)| peer) {
+                if !self.0.contains_key(&peer) && self.has_room(is_own, &seen) {
+                    self.0.insert(peer, unseen(peer, at));
+                }
             }
         }
         for session in self.0.values_mut() {
@@ -64,10 +68,32 @@ impl Sessions {
         });
     }
 
+    /// Whether one more can be remembered; for what this node has or wants, the
+    /// oldest attempt of a stranger is forgotten where need be.
+    fn has_room(&mut self, is_own: bool, seen: &BTreeMap<IpAddr, SessionState>) -> bool {
+        if self.0.len() < MOST {
+            return true;
+        }
+        let is_dear = |session: &BgpSession| {
+            session.last_established.is_some()
+                || is_own_doing(session.state)
+                || seen.get(&session.peer).is_some_and(|state| is_own_doing(*state))
+        };
+        let strangers = self.0.values().filter(|session| is_own && !is_dear(session));
+        let oldest = strangers.min_by_key(|session| session.last_attempt).map(|it| it.peer);
+        oldest.is_some_and(|peer| self.0.remove(&peer).is_some())
+    }
+
     /// All of them, in order of address.
     pub(super) fn told(&self) -> Vec<BgpSession> {
         self.0.values().copied().collect()
     }
+}
+
+/// Whether a connection is in a state that no stranger brings about alone: anybody
+/// may begin one, also with an address that is not his.
+const fn is_own_doing(state: SessionState) -> bool {
+    matches!(state, SessionState::Established | SessionState::SynSent)
 }
 
 fn unseen(peer: IpAddr, at: Mono) -> BgpSession {
@@ -130,6 +156,28 @@ mod tests {
         }
         sessions.take(at(11), &[]);
         assert_eq!(sessions.told(), [], "nothing was lost");
+    }
+
+    #[test]
+    fn a_flood_of_strangers_hides_no_session() {
+        let strangers = |round: u8| -> Vec<TcpSocket> {
+            let socket_of = |number: u16| {
+                let [high, low] = number.to_be_bytes();
+                let remote = SocketAddr::from(([10, round, high, low], 50_000));
+                TcpSocket { remote, ..socket(179, (2, 50_000), 12) }
+            };
+            (0..4_500).map(socket_of).collect()
+        };
+        let mut sessions = Sessions::default();
+        sessions.take(at(1), &strangers(1));
+        sessions.take(at(3), &strangers(2));
+        assert_eq!(sessions.told().len(), MOST);
+        let [open, asked] = [socket(179, (2, 50_000), 1), socket(40_000, (3, 179), 2)];
+        sessions.take(at(5), &[strangers(3), vec![open, asked]].concat());
+        let told = sessions.told();
+        let known = |number: u8| told.iter().any(|it| it.peer == IpAddr::from([10, 0, 0, number]));
+        assert!(known(2) && known(3));
+        assert_eq!(told.len(), MOST);
     }
 
     #[test]
