@@ -9,7 +9,7 @@ use overlaywatch_core::assembly::SourceId;
 use overlaywatch_core::catalog::Code;
 use overlaywatch_core::diagnose::replay;
 use overlaywatch_core::fact::{Fact, Gap};
-use overlaywatch_core::finding::{Finding, Subject};
+use overlaywatch_core::finding::{Evidence, Finding, Subject};
 use overlaywatch_core::model::{
     Address, AgentKind, Cni, CniAgent, CniConfiguration, CniDirectory, CniFile, Encapsulation,
     FlannelNote, IfIndex, Ipip, K3S_CONTAINERD, K3sNetwork, Link, LinkCounters, LinkKind, NextHop,
@@ -181,9 +181,9 @@ fn what_another_plugin_left_is_named_with_its_devices_routes_and_files() {
 
 fn cleanup_of(node: &Node) -> String {
     let findings = node.findings();
-    let [finding] = findings.as_slice() else { panic!("{findings:?}") };
-    assert_eq!(finding.code, Code::CniLeftover);
-    finding.evidence[0].placeholders()[0].1.clone()
+    assert_eq!(findings.iter().map(|it| it.code).collect::<Vec<_>>(), [Code::CniLeftover]);
+    let told = findings.iter().flat_map(|it| &it.evidence).flat_map(Evidence::placeholders);
+    told.map(|(_, commands)| commands).next().unwrap()
 }
 
 #[test]

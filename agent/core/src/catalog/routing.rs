@@ -63,12 +63,12 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry {
         code: Code::ModuleMissing,
         slug: "module-missing",
-        title: "encapsulated packets come and the kernel lacks their module",
+        title: "the kernel lacks the module of an encapsulation that is in use",
         severity: Severity::Critical,
         raise_after_ms: 2000,
         clear_after_seconds: 30,
         parents: &[],
-        meaning: "Other nodes send this one packets in an encapsulation that its kernel has no module loaded for: they are dropped, and the senders are told \"protocol unreachable\".",
+        meaning: "Other nodes send this one packets in an encapsulation that its kernel has no module loaded for: they are dropped, and the senders are told \"protocol unreachable\". Or all of them have a VXLAN device, and this node's kernel can make none: its CNI agent fails, and its pods reach no others.",
         remedy: "`modprobe {name}`, and put {name} into a file of /etc/modules-load.d; where the module does not exist, install the kernel's extra modules (linux-modules-extra-$(uname -r) on Ubuntu) or a kernel that has it.",
     },
 ];

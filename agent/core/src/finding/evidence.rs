@@ -243,6 +243,13 @@ pub enum Evidence {
         /// Whether the kernel has it; none where nobody knows.
         available: Option<Module>,
     },
+    /// Other nodes have a tunnel device, and this one has none.
+    OthersTunnel {
+        /// How many of those that say what they have: all of them.
+        nodes: u32,
+        /// What it speaks.
+        encapsulation: Encapsulation,
+    },
     /// Something in netfilter's tables.
     Netfilter(Filtered),
     /// A switch under /proc/sys and its value.
@@ -531,6 +538,11 @@ impl fmt::Display for Evidence {
                 f,
                 "this machine is of {vendor}, whose firewall or fabric has no rule that lets \
                  {encapsulation} pass: use VXLAN"
+            ),
+            Self::OthersTunnel { nodes, encapsulation } => write!(
+                f,
+                "all {nodes} other nodes that say so have a tunnel device for {encapsulation}, and \
+                 this one has no tunnel device"
             ),
             Self::NotLoaded { module, available } => {
                 let could = match available {

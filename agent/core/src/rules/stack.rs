@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Verdicts};
+use super::{Context, STATUS_FRESH_NS, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject, Thing};
 use crate::kernel::{DropForm, PacketDrop};
 use crate::ladder::{Hop, Segment};
-use crate::model::{Encapsulation, Host, IfIndex, VanishedRoute};
+use crate::model::{AgentKind, CniAgent, Encapsulation, Host, IfIndex, Module, VanishedRoute};
 use crate::time::SECOND;
 
 /// Drops in the last seconds that are no accident.
@@ -23,6 +23,7 @@ const PROTOCOL_IPIP: u8 = 4;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     vanished(context, verdicts);
+    no_vxlan(context, verdicts);
     let (Some(host), Some(counts)) = (context.now.host.seen(), context.now.kernel.seen()) else {
         return verdicts.blind(&[Code::RpFilterStrict, Code::ModuleMissing]);
     };
@@ -132,6 +133,57 @@ fn modules(context: &Context<'_>, host: &Host, drops: &[PacketDrop], verdicts: &
     });
 }
 
+/// All other nodes have a VXLAN device, a CNI agent runs on this one, and its kernel
+/// has no way to make such a device (EOPNOTSUPP, rtnl_newlink). What other modules
+/// are for cannot be told from outside: see ARCHITECTURE.md.
+fn no_vxlan(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let now = context.now;
+    let (Some(host), Some(tunnels)) = (now.host.seen(), now.tunnels.seen()) else {
+        return verdicts.blind(&[Code::ModuleMissing]);
+    };
+    let is_loaded = |all: &Vec<String>| all.iter().any(|module| module == "vxlan");
+    if !tunnels.is_empty() || host.modules.as_ref().is_none_or(is_loaded) {
+        return;
+    }
+    let told: Vec<Option<Encapsulation>> = now
+        .peers_and_pairs()
+        .filter(|(peer, _)| !peer.has_departed())
+        .filter_map(|(_, pair)| pair?.status.as_ref())
+        .filter(|(heard, _)| context.at().since(*heard) <= STATUS_FRESH_NS)
+        .map(|(_, status)| {
+            let mut up = status.tunnels.iter().filter(|advert| advert.up);
+            let vxlan = up.find(|advert| matches!(advert.encapsulation, Encapsulation::Vxlan(_)));
+            vxlan.map(|advert| advert.encapsulation)
+        })
+        .collect();
+    let Some(Some(encapsulation)) = told.iter().copied().min() else { return };
+    let (Some(machine), Some(cni)) = (now.machine.seen(), now.cni.seen()) else {
+        return verdicts.blind(&[Code::ModuleMissing]);
+    };
+    let is_cni = |agent: &CniAgent| {
+        matches!(agent.kind, AgentKind::Of(_) | AgentKind::K3s | AgentKind::Rke2)
+    };
+    let has_agent = cni.running.as_ref().is_some_and(|running| running.iter().any(is_cni));
+    let available = machine.modules.as_ref().and_then(|all| all.get("vxlan").copied());
+    if !has_agent || available != Some(Module::Absent) {
+        return;
+    }
+    verdicts.add(Finding {
+        code: Code::ModuleMissing,
+        subject: Subject::Thing { what: Thing::Module, name: "vxlan".to_owned() },
+        direction: None,
+        hop: None,
+        evidence: vec![
+            Evidence::NotLoaded { module: "vxlan".to_owned(), available },
+            Evidence::OthersTunnel {
+                nodes: u32::try_from(told.len()).unwrap_or(u32::MAX),
+                encapsulation,
+            },
+        ],
+        confidence: Confidence::High,
+    });
+}
+
 /// Adds to lost IPIP where the machine's provider is known to let none pass:
 /// Hetzner's firewall knows TCP, UDP, ICMP, ESP and GRE alone (docs.hetzner.com,
 /// cloud/firewalls), Azure's fabric drops it (docs.tigera.io, public cloud).
@@ -206,7 +258,9 @@ mod tests {
     use super::*;
     use crate::delta::Delta;
     use crate::fact::Fact;
-    use crate::model::{Machine, PeerId};
+    use crate::model::{Cni, Machine, Origin, Peer, PeerId};
+    use crate::pairs::PairView;
+    use crate::probing::{PeerStatus, TunnelAdvert};
     use crate::snapshot::Snapshot;
     use crate::time::Mono;
 
@@ -231,6 +285,75 @@ mod tests {
         });
         testify(&context, &mut verdicts);
         verdicts.findings[0].evidence.iter().map(ToString::to_string).collect()
+    }
+
+    /// What is said of a node without a tunnel whose kernel has this of VXLAN, and
+    /// whose peers have these tunnels.
+    fn without_vxlan(module: Module, running: &str, peers: &[&[Encapsulation]]) -> Vec<Finding> {
+        let seen = |tunnels: &[Encapsulation]| {
+            let advert = |encapsulation: &Encapsulation| TunnelAdvert {
+                encapsulation: *encapsulation,
+                vni: None,
+                up: true,
+                address: None,
+                mac: None,
+                mtu: 1450,
+            };
+            let tunnels = tunnels.iter().map(advert).collect();
+            let status = PeerStatus { tunnels, ..PeerStatus::default() };
+            let streams = BTreeMap::new();
+            Arc::new(PairView { streams, status: Some((Mono(1), status)), last_asked: None })
+        };
+        let ids = (2..).map(|number: u8| PeerId([10, 0, 0, number].into()));
+        let peer = |id| Peer {
+            id,
+            name: None,
+            origin: Origin::File,
+            tunnels: Vec::new(),
+            pod_networks: Vec::new(),
+            departed_since: None,
+        };
+        let agent = CniAgent {
+            kind: AgentKind::of_process(running).unwrap(),
+            name: running.to_owned(),
+            pid: 7,
+        };
+        let cni = Cni { running: Some(vec![agent]), ..Cni::default() };
+        let modules = Some([("vxlan".to_owned(), module)].into());
+        let host = Host { modules: Some(vec!["ip_set".to_owned()]), ..Host::default() };
+        let at = Mono(1);
+        let now = Snapshot {
+            peers: Arc::new(ids.clone().take(peers.len()).map(peer).collect()),
+            pairs: ids.zip(peers.iter().map(|tunnels| seen(tunnels))).collect(),
+            host: Fact::Seen { value: Arc::new(host), at },
+            cni: Fact::Seen { value: Arc::new(cni), at },
+            machine: Fact::Seen { value: Arc::new(Machine { modules, ..Machine::default() }), at },
+            tunnels: Fact::Seen { value: Arc::default(), at },
+            ..Snapshot::default()
+        };
+        let mut verdicts = Verdicts::default();
+        let delta = Delta { before: None, now: &now };
+        no_vxlan(&Context { delta, now: &now, digest: None }, &mut verdicts);
+        verdicts.findings
+    }
+
+    #[test]
+    fn a_kernel_without_vxlan_among_nodes_with_it_is_named() {
+        let vxlan: &[Encapsulation] = &[Encapsulation::Vxlan(8472)];
+        let found = without_vxlan(Module::Absent, "flanneld", &[vxlan, vxlan]);
+        let [finding] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(finding.code, Code::ModuleMissing);
+        let said: Vec<String> = finding.evidence.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("vxlan") && said[0].contains("does not have it"), "{said:?}");
+        assert!(said[1].starts_with("all 2 other nodes"), "{said:?}");
+        for available in [Module::Loadable, Module::BuiltIn] {
+            assert_eq!(without_vxlan(available, "flanneld", &[vxlan]), []);
+        }
+        // Others do without it, too; nobody says anything; no CNI agent runs here.
+        assert_eq!(without_vxlan(Module::Absent, "flanneld", &[vxlan, &[]]), []);
+        assert_eq!(without_vxlan(Module::Absent, "flanneld", &[&[Encapsulation::Ipip]]), []);
+        assert_eq!(without_vxlan(Module::Absent, "flanneld", &[]), []);
+        assert_eq!(without_vxlan(Module::Absent, "kubelet", &[vxlan]), []);
     }
 
     #[test]
