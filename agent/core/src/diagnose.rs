@@ -291,7 +291,7 @@ fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
     let unread = snapshot.cni.seen().into_iter().flat_map(|cni| &cni.unread);
     gaps.extend(unread.map(|unread| GapReport {
         source: SourceId::Cni,
-        gap: unread.gap,
+        gap: if unread.denied { Gap::Denied } else { Gap::Failed },
         detail: unread.detail.clone(),
     }));
     if snapshot.prober.discounted_until.is_some() {

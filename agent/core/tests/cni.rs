@@ -223,9 +223,8 @@ fn the_kernels_own_tunnel_is_calicos_where_calico_used_it() {
 
 impl Node {
     fn unread(mut self, path: &str) -> Self {
-        let (path, gap) = (path.to_owned(), Gap::Denied);
         let detail = format!("reading {path}: denied");
-        self.cni.unread.push(Unread { path, gap, detail });
+        self.cni.unread.push(Unread { path: path.to_owned(), denied: true, detail });
         self
     }
 

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Link, LinkKind, protocol};
-use crate::fact::Gap;
 
 /// What files and processes say of this node's CNI plugins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +31,8 @@ pub struct Cni {
 pub struct Unread {
     /// Its path on the host.
     pub path: String,
-    /// Why.
-    pub gap: Gap,
+    /// A permission is missing; else it failed.
+    pub denied: bool,
     /// What went wrong and the remedy, for people.
     pub detail: String,
 }

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use overlaywatch_core::fact::Gap;
 use overlaywatch_core::model::{
     Cni, CniConfiguration, CniDirectory, CniFile, FLANNEL_NOTE, K3S_CONTAINERD, K3sNetwork,
     USUAL_DIRECTORY, Unread,
@@ -78,7 +79,11 @@ impl Files {
             }
             _ => SourceError::io(what, source),
         };
-        self.unread.push(Unread { path, gap: error.gap(), detail: error.to_string() });
+        self.unread.push(Unread {
+            path,
+            denied: error.gap() == Gap::Denied,
+            detail: error.to_string(),
+        });
     }
 
     /// A folder's files; none where there is no such folder.

@@ -106,7 +106,7 @@ impl Reader {
             let slow = io::Error::from_raw_os_error(libc::ETIMEDOUT);
             let error = SourceError::io("reading the names of all processes", slow);
             let path = self.proc.display().to_string();
-            cni.unread.push(Unread { path, gap: error.gap(), detail: error.to_string() });
+            cni.unread.push(Unread { path, denied: false, detail: error.to_string() });
         }
         cni.running.clone_from(&self.running);
         Ok(cni)
