@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::*;
 use crate::delta::Delta;
-use crate::fact::Fact;
 use crate::kernel::{DropForm, PacketDrop, Traffic};
 use crate::model::{
-    Blocker, Committer, Controller, Encapsulation, Flood, Flushed, IfIndex, Illegible, LegacyTable,
-    Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers,
-    RuleAt, ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
+    AgentKind, Blocker, Cni, CniAgent, Committer, Controller, Encapsulation, Flood, Flushed,
+    IfIndex, Illegible, LegacyTable, Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId,
+    PeerTunnel, Programmed, Readers, RuleAt, ToolProcess, ToolSpace, ToolVersion, Tools, Tunnel,
+    Vxlan, tunnels,
 };
-use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
 
 pub(super) const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
@@ -318,15 +317,92 @@ fn floods_and_flushes_are_told_with_their_numbers() {
     assert_eq!(said(&snapshot), [(Code::RulesFlood, "ip filter FORWARD".to_owned())]);
 }
 
-#[test]
-fn a_node_without_a_containers_tunnel_needs_no_iptables() {
+/// No tunnel, what no iptables reads, a flood, a foreign chain, both backends and a
+/// flush.
+fn without_a_tunnel() -> Snapshot {
     let rule = Illegible { at: at("X"), expression: "ct".to_owned(), readers: Readers::Nobody };
-    let filter = NftTable { illegible: vec![rule], ..table("filter") };
-    let mut snapshot = node(of(vec![filter]), Vec::new());
+    let filter = NftTable {
+        illegible: vec![rule],
+        floods: vec![Flood { at: at("FORWARD"), times: 24, rules: 30 }],
+        base: vec![BaseChain { priority: 10, ..base("late", ChainHook::Forward, false) }],
+        ..table("filter")
+    };
+    let legacy = vec![LegacyTable { v6: false, name: "filter".to_owned(), rules: Some(1) }];
+    let gone = Flushed { of: Controller::KubeProxy, chains: 4, rules: 9, at: Mono(1), by: None };
+    let (tables, flushed) = (vec![filter], vec![gone]);
+    let netfilter = Netfilter { tables, legacy, flushed, ..Netfilter::default() };
+    let mut snapshot = node(netfilter, Vec::new());
+    (snapshot.tunnels, snapshot.peers) = (fact(Vec::new()), Arc::new(Vec::new()));
+    snapshot.cni = fact(Cni { running: Some(Vec::new()), ..Cni::default() });
+    snapshot
+}
+
+/// All that is said of a node of a container network.
+const OF_A_NODE: [Code; 5] = [
+    Code::NftTableIncompatible,
+    Code::ForeignBaseChain,
+    Code::RulesFlood,
+    Code::IptablesBackendsMixed,
+    Code::FirewallFlushed,
+];
+
+fn codes(snapshot: &Snapshot) -> Vec<Code> {
+    said(snapshot).into_iter().map(|(code, _)| code).collect()
+}
+
+#[test]
+fn a_machine_that_is_no_node_needs_no_iptables() {
+    let mut plain = without_a_tunnel();
+    assert_eq!(codes(&plain), []);
     let mut own = flannel();
     own[0].owner = Owner::Unknown;
-    snapshot.tunnels = fact(own);
-    assert_eq!(said(&snapshot), []);
+    plain.tunnels = fact(own);
+    assert_eq!(codes(&plain), [], "a tunnel of one's own making");
+    plain.tools = fact(Tools { spaces: vec![space(&["docker", "nginx"])] });
+    assert_eq!(codes(&plain), [], "programs of others");
+    plain.tunnels = fact(flannel());
+    assert_eq!(codes(&plain), OF_A_NODE);
+}
+
+fn space(names: &[&str]) -> ToolSpace {
+    let process = |name: &&str| ToolProcess { pid: 70, name: (*name).to_owned() };
+    let iptables = Some(ToolVersion::three(1, 8, 9));
+    let processes = names.iter().map(process).collect();
+    ToolSpace { processes, iptables, ..ToolSpace::default() }
+}
+
+#[test]
+fn a_node_without_a_tunnel_is_known_by_its_agents_and_their_chains() {
+    for name in ["kubelet", "k3s-agent", "calico-node", "cilium-agent", "flanneld"] {
+        let mut by_agent = without_a_tunnel();
+        let kind = AgentKind::of_process(name).unwrap();
+        let agent = CniAgent { kind, name: name.to_owned(), pid: 70 };
+        by_agent.cni = fact(Cni { running: Some(vec![agent]), ..Cni::default() });
+        assert_eq!(codes(&by_agent), OF_A_NODE, "{name}");
+    }
+    let mut by_tools = without_a_tunnel();
+    by_tools.tools = fact(Tools { spaces: vec![space(&["kube-proxy"])] });
+    assert_eq!(codes(&by_tools), OF_A_NODE);
+    for by in Controller::ALL {
+        let mut by_chains = without_a_tunnel();
+        let mut netfilter = (**by_chains.netfilter.seen().unwrap()).clone();
+        netfilter.tables[0].programmed =
+            vec![Programmed { by, chains: 1, rules: 0, anchored: 0, denials: 0 }];
+        by_chains.netfilter = fact(netfilter);
+        assert_eq!(codes(&by_chains), OF_A_NODE, "{by:?}");
+    }
+}
+
+#[test]
+fn where_agents_are_not_seen_what_they_need_is_not_judged() {
+    let mut snapshot = without_a_tunnel();
+    snapshot.tools = Fact::Missing(Gap::Denied);
+    snapshot.cni = fact(Cni { running: None, ..Cni::default() });
+    let verdicts = judged(&snapshot);
+    assert_eq!((verdicts.findings, verdicts.blind), (Vec::new(), OF_TABLES.to_vec()));
+    // Both are switched off.
+    (snapshot.tools, snapshot.cni) = (Fact::Missing(Gap::Disabled), Fact::Missing(Gap::Disabled));
+    assert_eq!(codes(&snapshot), []);
 }
 
 #[test]
