@@ -3,6 +3,7 @@
 
 mod counted;
 mod filtered;
+mod forwarded;
 mod inner;
 mod legibility;
 
@@ -10,10 +11,11 @@ use super::live;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::fact::{Fact, Gap};
-use crate::finding::{Confidence, Direction, Evidence, Filtered, Finding, Subject, Thing};
-use crate::kernel::{DropSite, KernelCounts};
-use crate::ladder::{Hop, Segment};
-use crate::model::{BaseChain, ChainHook, Controller, Family, Netfilter, NftTable, Owner, Tunnel};
+use crate::finding::{Confidence, Evidence, Filtered, Finding, Subject, Thing};
+use crate::kernel::DropSite;
+use crate::model::{
+    BaseChain, ChainHook, Controller, Encapsulation, Family, Netfilter, NftTable, Owner, Tunnel,
+};
 use crate::snapshot::Snapshot;
 
 /// All that is judged here.
@@ -64,7 +66,7 @@ fn drops(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut Verdicts) 
     match context.now.kernel.seen() {
         Some(counts) => {
             filtered::judge(context, netfilter, counts, verdicts);
-            forward_policy(context, netfilter, counts, verdicts);
+            forwarded::judge(context, netfilter, counts, verdicts);
             inner::judge(context, netfilter, counts, verdicts);
         }
         None => {
@@ -137,69 +139,14 @@ fn is_of_netfilter(site: &DropSite) -> bool {
     }
 }
 
-fn policy(table: &NftTable, base: &BaseChain, hook: ChainHook) -> Filtered {
-    let (table, chain) = (table.title(), base.name.clone());
-    Filtered::ByPolicy { table, chain, hook, rules: base.rules }
-}
-
-/// A policy to drop what is forwarded, while nearly all of a peer's traffic with
-/// pods here is dropped by netfilter. Where rules accept that, the same policy
-/// is what a careful administrator sets. Where network policies deny something,
-/// all of a peer's traffic may be what they deny: nothing tells one drop from the
-/// other.
-fn forward_policy(
-    context: &Context<'_>,
-    netfilter: &Netfilter,
-    counts: &KernelCounts,
-    verdicts: &mut Verdicts,
-) {
-    if netfilter.denies_by_policy() {
-        return;
-    }
-    let chains = netfilter.tables.iter().flat_map(|table| {
-        let of_forward = |base: &&BaseChain| base.drops && base.hook == Some(ChainHook::Forward);
-        table.base.iter().filter(of_forward).map(move |base| (table, base))
-    });
-    let sees_ip =
-        |table: &NftTable| matches!(table.family, Family::Ip | Family::Inet | Family::Ip6);
-    let chain = chains.filter(|(table, _)| sees_ip(table)).min_by_key(|(_, base)| base.rules);
-    let Some((table, base)) = chain else { return };
-    let mut evidence = vec![Evidence::Netfilter(policy(table, base, ChainHook::Forward))];
-    let mut places = Vec::new();
-    for (peer, leads, _) in context.tunnelled_peers() {
-        for outbound in [false, true] {
-            let Some(dropped) = live::dropped(counts, peer, leads, outbound) else { continue };
-            if !is_of_netfilter(&dropped.worst.site) {
-                continue;
-            }
-            let place = if outbound {
-                (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
-            } else {
-                (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
-            };
-            if !places.contains(&place) {
-                places.push(place);
-            }
-            if evidence.len() <= MOST_NAMED {
-                let site = dropped.worst.site.clone();
-                evidence.push(Evidence::KernelDropped {
-                    here: true,
-                    site,
-                    packets: dropped.packets,
-                });
-            }
-        }
-    }
-    // Both ways it is more than one stretch of the ladder.
-    let (direction, hop) = match places.as_slice() {
-        [] => return,
-        [(direction, hop)] => (Some(*direction), Some(*hop)),
-        _ => (None, None),
-    };
-    let subject = thing(Thing::Chain, format!("{} {}", table.title(), base.name));
-    let confidence = Confidence::High;
-    let found = finding(Code::ForwardPolicyDrop, subject, evidence);
-    verdicts.add(Finding { direction, hop, confidence, ..found });
+fn policy(
+    table: &NftTable,
+    base: &BaseChain,
+    hook: ChainHook,
+    tunnel: Option<Encapsulation>,
+) -> Filtered {
+    let (title, chain) = (table.title(), base.name.clone());
+    Filtered::ByPolicy { table: title, chain, hook, rules: base.rules, tunnel, owner: table.owner }
 }
 
 fn foreign_chains(table: &NftTable, verdicts: &mut Verdicts) {

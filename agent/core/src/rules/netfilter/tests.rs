@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::delta::Delta;
-use crate::kernel::{DropForm, PacketDrop, Traffic};
+use crate::finding::Direction;
+use crate::kernel::{DropForm, KernelCounts, PacketDrop, Traffic};
+use crate::ladder::{Hop, Segment};
 use crate::model::{
     AgentKind, Blocker, Cni, CniAgent, Committer, Controller, Encapsulation, Flood, Flushed,
     IfIndex, Illegible, LegacyTable, Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId,
@@ -98,6 +100,7 @@ pub(super) fn table(name: &str) -> NftTable {
         entries: Vec::new(),
         blockers: Vec::new(),
         silencers: Vec::new(),
+        barriers: Vec::new(),
         untracking: Vec::new(),
         illegible: Vec::new(),
         floods: Vec::new(),
@@ -168,6 +171,8 @@ fn a_rule_that_drops_the_tunnels_port_is_named_with_its_stretch() {
     assert!(text.contains("udp dport 8472 drop"), "{text}");
     let words = finding.evidence[0].placeholders();
     assert!(words.contains(&("{handle}", "12".to_owned())), "{words:?}");
+    let admit = words.iter().find(|(place, _)| *place == "{admit}").unwrap();
+    assert!(admit.1.contains("`nft delete rule ip local X handle 12`"), "{admit:?}");
 }
 
 #[test]
@@ -234,6 +239,83 @@ fn a_policy_that_forwards_nothing_is_named_where_live_traffic_dies() {
     let accepts =
         NftTable { base: vec![base("FORWARD", ChainHook::Forward, false)], ..table("filter") };
     assert_eq!(said(&node(of(vec![accepts]), vec![drop()])), []);
+}
+
+/// As firewalld has it: the policy is to accept, and the last rule rejects everything.
+fn firewalld() -> NftTable {
+    let barrier = Blocker {
+        at: at("filter_FORWARD"),
+        rejects: true,
+        hooks: vec![ChainHook::Forward],
+        matches: Matches::default(),
+        packets: None,
+        growth: None,
+    };
+    NftTable {
+        family: Family::Inet,
+        base: vec![base("filter_FORWARD", ChainHook::Forward, false)],
+        barriers: vec![barrier],
+        ..table("firewalld")
+    }
+}
+
+#[test]
+fn a_rule_that_bars_everything_is_a_policy() {
+    let drop = || drop_of(DropForm::Inner, false, "NETFILTER_DROP");
+    let expected = [(Code::ForwardPolicyDrop, "inet firewalld filter_FORWARD".to_owned())];
+    let broken = node(of(vec![firewalld()]), vec![drop()]);
+    assert_eq!(said(&broken), expected);
+    let [finding] = &judged(&broken).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.confidence, Confidence::High);
+    let text = finding.evidence[0].to_string();
+    let words = "table inet firewalld, chain filter_FORWARD (hook forward), handle 12: everything \
+                 reject";
+    assert!(text.contains(words), "{text}");
+    // The zone of the pods accepts before: nothing dies, or not in netfilter.
+    assert_eq!(said(&node(of(vec![firewalld()]), Vec::new())), []);
+    let other = drop_of(DropForm::Inner, false, "QDISC_DROP");
+    assert_eq!(said(&node(of(vec![firewalld()]), vec![other])), []);
+    // It is about the other family.
+    let mut of_v6 = firewalld();
+    of_v6.barriers[0].matches.v6 = Some(true);
+    assert_eq!(said(&node(of(vec![of_v6.clone()]), vec![drop()])), []);
+    let v6 = PacketDrop { ethertype: 0x86dd, ..drop() };
+    assert_eq!(said(&node(of(vec![of_v6]), vec![v6])), expected);
+    // Network policies may be what drops.
+    let by = Controller::Calico;
+    let programmed = vec![Programmed { by, chains: 2, rules: 4, anchored: 1, denials: 1 }];
+    let denies = NftTable { programmed, ..firewalld() };
+    assert_eq!(said(&node(of(vec![denies]), vec![drop()])), []);
+}
+
+#[test]
+fn several_ends_are_named_and_none_is_sure() {
+    let policy =
+        NftTable { base: vec![base("FORWARD", ChainHook::Forward, true)], ..table("filter") };
+    let other = NftTable { family: Family::Ip6, ..policy.clone() };
+    let drop = drop_of(DropForm::Inner, false, "NETFILTER_DROP");
+    let both = node(of(vec![other, policy, firewalld()]), vec![drop]);
+    let [finding] = &judged(&both).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.confidence, Confidence::Low);
+    let named: Vec<_> = finding.evidence.iter().map(ToString::to_string).collect();
+    assert_eq!(named.len(), 3, "{named:?}");
+    assert!(named[0].starts_with("chain FORWARD of table ip filter"), "{named:?}");
+    assert!(named[1].contains("inet firewalld"), "{named:?}");
+}
+
+#[test]
+fn who_owns_a_table_and_what_a_policy_ends_are_said_with_it() {
+    let drop = drop_of(DropForm::Outer, false, "NETFILTER_DROP");
+    let base = vec![base("in", ChainHook::Input, true)];
+    let owned = NftTable { base, owner: Some(811), ..table("host") };
+    let [finding] = &judged(&node(of(vec![owned]), vec![drop])).findings[..] else {
+        panic!("one finding")
+    };
+    let text = finding.evidence[0].to_string();
+    assert!(text.ends_with("only netlink port 811 may change the table"), "{text}");
+    let words = finding.evidence[0].placeholders();
+    let admit = words.iter().find(|(place, _)| *place == "{admit}").unwrap();
+    assert!(admit.1.contains("owns table ip host") && !admit.1.contains("nft insert"), "{admit:?}");
 }
 
 #[test]
