@@ -14,10 +14,10 @@ use translate::SUBSYSTEM;
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
-/// Room for the notifications of a tick, bytes: some ten thousand rules; more of
+/// Room for the notifications of a tick, bytes: those of about ten thousand rules; more of
 /// them are an overrun, after which all is dumped. It is taken only while they wait.
 /// Without CAP_NET_ADMIN it is no more than net.core.rmem_max (socket(7)).
-const ROOM_BYTES: usize = 4 << 20;
+const ROOM_BYTES: usize = 16 << 20;
 /// Datagrams that are read in one go: a controller that commits without pause
 /// must not keep this thread for ever.
 const MOST_DATAGRAMS: u32 = 4096;
@@ -44,6 +44,8 @@ pub(super) struct Touched {
     most_deletions: u32,
     /// Deletions of the transaction that is being told.
     deletions: u32,
+    /// It is not told to its end, which says who made it.
+    pub(super) is_open: bool,
     /// Notifications were lost, after all that still waits: from then on none is
     /// kept until nothing waits any more (NETLINK_S_CONGESTED, net/netlink/af_netlink.c).
     has_lost: bool,
@@ -52,8 +54,8 @@ pub(super) struct Touched {
 impl Touched {
     /// What changed so far is known now.
     pub(super) fn forget(&mut self) {
-        let Self { generation, deletions, has_lost, .. } = *self;
-        *self = Self { generation, deletions, has_lost, ..Self::default() };
+        let Self { generation, deletions, is_open, has_lost, .. } = *self;
+        *self = Self { generation, deletions, is_open, has_lost, ..Self::default() };
     }
 
     /// Notifications were lost.
@@ -65,7 +67,7 @@ impl Touched {
     /// what it deleted is not of whoever commits next.
     fn end(&mut self) {
         if std::mem::take(&mut self.has_lost) {
-            self.deletions = 0;
+            (self.deletions, self.is_open) = (0, false);
         }
     }
 }
@@ -135,6 +137,7 @@ fn digest(datagram: &[u8], touched: &mut Touched) -> Result<(), SourceError> {
         if message.kind == NEW_GENERATION {
             let told = translate::generation(message.payload).map_err(|e| malformed(&e))?;
             touched.generation = Some(told.id);
+            touched.is_open = false;
             let deletions = std::mem::take(&mut touched.deletions);
             if deletions > touched.most_deletions {
                 (touched.most_deletions, touched.deleted_by) = (deletions, told.by);
@@ -148,6 +151,7 @@ fn digest(datagram: &[u8], touched: &mut Touched) -> Result<(), SourceError> {
         if bit & OF_INTEREST == 0 {
             continue;
         }
+        touched.is_open = true;
         touched.deletions = touched.deletions.saturating_add(u32::from(bit & DELETIONS != 0));
         let table = translate::table_of(message.payload).map_err(|error| malformed(&error))?;
         let Some((family, table)) = table.filter(|_| !touched.all) else { continue };
@@ -224,11 +228,12 @@ mod tests {
         // The end of this transaction is lost.
         let mut touched = told(&[about(8, "nat"), about(8, "filter")]);
         touched.lose();
-        assert!(touched.all);
+        assert!(touched.all && touched.is_open);
         // It waited when that was noticed.
         digest(&about(8, "filter"), &mut touched).unwrap();
         touched.forget();
         touched.end();
+        assert!(!touched.is_open);
         digest(&committed(6, 70, "kube-proxy"), &mut touched).unwrap();
         assert_eq!(touched.deleted_by, None);
         // Without a gap nothing is forgotten between two looks.
@@ -236,7 +241,7 @@ mod tests {
         touched.forget();
         touched.end();
         digest(&committed(6, 70, "kube-proxy"), &mut touched).unwrap();
-        assert!(touched.deleted_by.is_some());
+        assert!(touched.deleted_by.is_some() && !touched.is_open);
     }
 
     #[test]
