@@ -194,9 +194,9 @@ impl Filtered {
             Self::ByRule { table, at, owner, .. } | Self::Untracks { table, at, owner, .. } => {
                 let place = Place { table, chain: &at.chain, owner: *owner };
                 let advice = [
-                    ("{admit}", place.admit_by_rule(at)),
-                    ("{forward}", place.forward_by_rule()),
-                    ("{delete}", place.delete(at)),
+                    ("{command to admit}", place.admit_by_rule(at)),
+                    ("{command to forward}", place.forward_by_rule()),
+                    ("{command to delete}", place.delete(at)),
                 ];
                 [names(table, at), advice.to_vec()].concat()
             }
@@ -208,8 +208,8 @@ impl Filtered {
                 vec![
                     ("{table}", table.clone()),
                     ("{chain}", chain.clone()),
-                    ("{admit}", place.admit_before("the policy", *tunnel)),
-                    ("{forward}", place.forward_by_policy()),
+                    ("{command to admit}", place.admit_before("the policy", *tunnel)),
+                    ("{command to forward}", place.forward_by_policy()),
                 ]
             }
             Self::ForeignChain { table, chain, .. } => vec![

@@ -65,13 +65,13 @@ impl Place<'_> {
         }
         match self.controller() {
             Some(by) => format!(
-                "The agent of {by} writes the rule again when it is deleted: see what it takes the other nodes \
+                "the agent of {by} writes the rule again when it is deleted: see what it takes the other nodes \
                  for (a host endpoint policy, or an IP set that lacks them: `ipset list`), or \
                  restart {by} on this node",
                 by = by.slug()
             ),
             None => format!(
-                "If nobody needs the rule: {}; else accept the tunnel before it",
+                "if nobody needs the rule: {}; else accept the tunnel before it",
                 self.delete(at)
             ),
         }
@@ -80,7 +80,7 @@ impl Place<'_> {
     /// How it gets by a policy, or by what else ends a chain.
     pub(super) fn admit_before(&self, end: &str, tunnel: Option<Encapsulation>) -> String {
         if let Some(owner) = self.of_owner(&format!("accept the tunnel before {end}")) {
-            return format!("Here, {owner}");
+            return owner;
         }
         let (table, chain) = (self.table, self.chain);
         let command = if self.is_of_iptables() {
@@ -99,13 +99,13 @@ impl Place<'_> {
             };
             format!("nft insert rule {table} {chain} {what} accept")
         };
-        format!("Accept the tunnel before {end}: `{command}`")
+        format!("`{command}`, so that it comes before {end}")
     }
 
     /// How pods' packets get by the policy of a chain that they are forwarded through.
     pub(super) fn forward_by_policy(&self) -> String {
         if let Some(owner) = self.of_owner("accept what pods send and get") {
-            return format!("Here, {owner}");
+            return owner;
         }
         let (table, chain) = (self.table, self.chain);
         let command = if self.is_of_iptables() {
@@ -119,20 +119,20 @@ impl Place<'_> {
     /// How they get by a rule against everything.
     pub(super) fn forward_by_rule(&self) -> String {
         if let Some(owner) = self.of_owner("accept what pods send and get") {
-            return format!("Here, {owner}");
+            return owner;
         }
         let (table, chain) = (self.table, self.chain);
         if self.is_of_iptables() {
             let (tool, (_, name)) = (self.iptables(), self.family_and_name());
             return format!(
-                "Accept the pods before the rule, PODS being the network of all of them: \
-                 `{tool} -t {name} -I {chain} -s PODS -j ACCEPT`, and the same with `-d`"
+                "`{tool} -t {name} -I {chain} -s PODS -j ACCEPT` before the rule, and the same with \
+                 `-d`, PODS being the network of all of them"
             );
         }
         let ip = if self.family_and_name().0 == Family::Ip6.slug() { "ip6" } else { "ip" };
         format!(
-            "Accept the pods before the rule, PODS being the network of all of them: `nft insert \
-             rule {table} {chain} {ip} saddr PODS accept`, and the same with `daddr`"
+            "`nft insert rule {table} {chain} {ip} saddr PODS accept` before the rule, and the same \
+             with `daddr`, PODS being the network of all of them"
         )
     }
 }
@@ -154,8 +154,8 @@ mod tests {
         let said = |place: Place<'_>, tunnel| place.admit_before("the policy", tunnel);
         assert_eq!(
             said(INPUT, vxlan),
-            "Accept the tunnel before the policy: `iptables -t filter -I INPUT -p udp --dport \
-             8472 -j ACCEPT`"
+            "`iptables -t filter -I INPUT -p udp --dport 8472 -j ACCEPT`, so that it comes before \
+             the policy"
         );
         let v6 = Place { table: "ip6 filter", ..INPUT };
         assert!(said(v6, vxlan).contains("`ip6tables -t filter -I INPUT"));

@@ -171,7 +171,7 @@ fn a_rule_that_drops_the_tunnels_port_is_named_with_its_stretch() {
     assert!(text.contains("udp dport 8472 drop"), "{text}");
     let words = finding.evidence[0].placeholders();
     assert!(words.contains(&("{handle}", "12".to_owned())), "{words:?}");
-    let admit = words.iter().find(|(place, _)| *place == "{admit}").unwrap();
+    let admit = words.iter().find(|(place, _)| *place == "{command to admit}").unwrap();
     assert!(admit.1.contains("`nft delete rule ip local X handle 12`"), "{admit:?}");
 }
 
@@ -314,7 +314,7 @@ fn who_owns_a_table_and_what_a_policy_ends_are_said_with_it() {
     let text = finding.evidence[0].to_string();
     assert!(text.ends_with("only netlink port 811 may change the table"), "{text}");
     let words = finding.evidence[0].placeholders();
-    let admit = words.iter().find(|(place, _)| *place == "{admit}").unwrap();
+    let admit = words.iter().find(|(place, _)| *place == "{command to admit}").unwrap();
     assert!(admit.1.contains("owns table ip host") && !admit.1.contains("nft insert"), "{admit:?}");
 }
 
