@@ -170,8 +170,10 @@ impl Matches {
 impl fmt::Display for Matches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
-        // Addresses tell it as well.
-        if let Some(v6) = self.v6.filter(|_| self.source.or(self.destination).is_none()) {
+        // Addresses tell it as well, and a protocol is written as one of IPv4.
+        let is_told =
+            |v6: bool| self.source.or(self.destination).is_some() || !v6 && self.protocol.is_some();
+        if let Some(v6) = self.v6.filter(|v6| !is_told(*v6)) {
             words.push(format!("meta nfproto ipv{}", if v6 { 6 } else { 4 }));
         }
         if let Some(device) = &self.in_device {
