@@ -181,6 +181,42 @@ fn a_ruleset_of_every_kind_is_read_as_nft_lists_it() {
     assert_eq!(illegible, [("ip6 filter".to_owned(), Readers::From188)]);
 }
 
+/// The chains of firewalld, a rule of one family of IP, and one with a condition.
+#[test]
+fn what_forwards_nothing_is_told_as_nft_wrote_it() {
+    let namespace = Namespace::new();
+    for line in [
+        "nft add table inet firewalld",
+        "nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }'",
+        "nft add chain inet firewalld filter_FWD_public",
+        "nft add chain inet firewalld filter_IN_public",
+        "nft add rule inet firewalld filter_FORWARD ct state established,related accept",
+        "nft add rule inet firewalld filter_FORWARD ct state invalid drop",
+        "nft add rule inet firewalld filter_FORWARD iifname eth0 goto filter_IN_public",
+        "nft add rule inet firewalld filter_FORWARD goto filter_FWD_public",
+        "nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited",
+        "nft add rule inet firewalld filter_FWD_public reject with icmpv6 type admin-prohibited",
+        "nft add rule inet firewalld filter_IN_public drop",
+        "iptables-nft -A FORWARD -j REJECT",
+        "iptables-nft -A FORWARD -p tcp -j DROP",
+    ] {
+        namespace.sh(line);
+    }
+    let (_, read) = read(Reader::default(), &namespace);
+    let told: Vec<_> = read
+        .tables
+        .iter()
+        .flat_map(|table| &table.barriers)
+        .map(|rule| (rule.at.chain.as_str(), rule.rejects, rule.matches.v6))
+        .collect();
+    let expected = [
+        ("filter_FORWARD", true, None),
+        ("filter_FWD_public", true, Some(true)),
+        ("FORWARD", true, None),
+    ];
+    assert_eq!(told, expected);
+}
+
 #[test]
 fn what_iptables_cannot_read_is_named_and_the_tool_agrees() {
     let namespace = Namespace::new();
@@ -320,6 +356,29 @@ fn a_large_ruleset_is_read_whole() {
     let table = &read.tables[0];
     assert_eq!((table.rules, table.programmed[0].chains), (20_001, 1_000));
     assert_eq!(table.blockers.len(), 1, "{:?}", table.blockers);
+}
+
+/// A transaction's author is told after all that it did: there must be room for it.
+#[test]
+fn who_flushes_thousands_of_rules_at_once_is_known() {
+    let namespace = Namespace::new();
+    let mut lines = String::from("*filter\n:KUBE-SERVICES - [0:0]\n");
+    for rule in 0..6_000 {
+        let (high, low) = (rule / 250, rule % 250);
+        lines.push_str(&format!(
+            "-A KUBE-SERVICES -d 10.43.{high}.{low} -p tcp -m comment --comment \"of {rule}\" --dport 80 -j ACCEPT\n"
+        ));
+    }
+    lines.push_str("COMMIT\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    namespace.sh(&format!("iptables-nft-restore < {}", file.path().display()));
+    let (reader, _) = read(Reader::default(), &namespace);
+    namespace.sh("nft flush ruleset");
+    let (_, after) = changed(reader, &namespace);
+    let flushed = &after.flushed[0];
+    assert_eq!((flushed.of, flushed.rules), (Controller::KubeProxy, 6_000));
+    assert_eq!(flushed.by.as_ref().unwrap().name, "nft");
 }
 
 /// Ten times what a large node has. Every rule is one that might be kept.

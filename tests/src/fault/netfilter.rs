@@ -216,6 +216,37 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
     Fault {
+        name: "firewalld-forwards-nothing",
+        about: "firewalld starts on a node: its policies are to accept, and its last rule rejects \
+                what is forwarded",
+        inject: |cluster| sh(cluster, FIREWALLD),
+        heal: |cluster| sh(cluster, "nft delete table inet firewalld"),
+        breaks: &[pods(A, B), pods(B, C)],
+        spares: &[nodes(A, B), pods(A, C), pods(C, A)],
+        expected: &[says_itself(
+            B,
+            Code::ForwardPolicyDrop,
+            chain("inet firewalld filter_FORWARD"),
+        )
+        .telling(&["chain filter_FORWARD (hook forward)", "everything reject"])],
+        counted: &[counts(B, A, INBOUND, DELIVERY), counts(B, C, OUTBOUND, LOCAL_STACK)],
+        unlike: &[Code::ForwardingOff, Code::EncapsulationFiltered],
+        limits: LIVE,
+        ..PLAIN
+    },
+    Fault {
+        name: "firewalld-trusts-pods",
+        about: "firewalld starts on a node, with the pods' network in its trusted zone",
+        inject: |cluster| {
+            let zone = "ip saddr 10.0.0.0/8 goto filter_FWD_trusted\n        goto";
+            sh(cluster, &FIREWALLD.replace("goto", zone))
+        },
+        heal: |cluster| sh(cluster, "nft delete table inet firewalld"),
+        unlike: &[Code::ForwardPolicyDrop, Code::EncapsulationFiltered],
+        limits: Limits { settle: Duration::from_secs(15), ..LIVE },
+        ..HARMLESS
+    },
+    Fault {
         name: "host-firewall",
         about: "a host firewall lets in what it knows, and the tunnel is not among it",
         inject: |cluster| sh(cluster, HOST_FIREWALL),
@@ -293,6 +324,35 @@ iptables-nft -A FORWARD -j DOCKER-USER
 iptables-nft -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 iptables-nft -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
 iptables-nft -P FORWARD DROP";
+
+/// What firewalld writes for its zone "public" (src/firewall/core/nftables.py), as far as it
+/// is about forwarding; and of its zone "trusted", which nothing is in.
+const FIREWALLD: &str = "nft -f - <<'RULES'
+table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state established,related accept
+        ct status dnat accept
+        iifname lo accept
+        ct state invalid drop
+        ip6 daddr { ::/96, 2002:7f00::/24 } reject with icmpv6 type addr-unreachable
+        jump filter_FORWARD_ZONES
+        reject with icmpx type admin-prohibited
+    }
+    chain filter_FORWARD_ZONES {
+        goto filter_FWD_public
+    }
+    chain filter_FWD_public {
+        meta l4proto { icmp, ipv6-icmp } jump filter_FWD_public_allow
+        reject with icmpx type admin-prohibited
+    }
+    chain filter_FWD_public_allow {
+    }
+    chain filter_FWD_trusted {
+        accept
+    }
+}
+RULES";
 
 /// Lets in what has to come in, and the probes, so that they can tell.
 const HOST_FIREWALL: &str = "nft -f - <<'RULES'

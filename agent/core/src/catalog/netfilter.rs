@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 10,
         parents: &[],
         meaning: "This node's kernel drops outer packets of a tunnel in netfilter, and this chain has a rule or a policy that does it. (Without eBPF nobody counts drops: then the rule's own counter grew while probes through the tunnel were lost.)",
-        remedy: "`nft -a list chain {table} {chain}` shows it. If nobody needs it: `nft delete rule {table} {chain} handle {handle}`; else accept the tunnel's UDP port or IP protocol 4 from the other nodes before it, with the program that keeps these rules (ufw, firewalld, a host endpoint policy).",
+        remedy: "`nft -a list chain {table} {chain}` shows it. The tunnel has to get by: {command to admit}. Where a program keeps these rules (ufw, firewalld, a host endpoint policy), let it accept the tunnel's UDP port or IP protocol 4 from the other nodes: it undoes what others change.",
     },
     Entry {
         code: Code::ForwardPolicyDrop,
@@ -22,8 +22,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 1000,
         clear_after_seconds: 10,
         parents: &[&[Code::ForwardingOff, Code::UntrackedInner]],
-        meaning: "A base chain on forwarding drops what no rule accepts, no rule accepts what pods send through the tunnel, and netfilter drops nearly all of it. Docker and firewall managers set such a policy when they start.",
-        remedy: "`iptables -P FORWARD ACCEPT` (or `nft chain {table} {chain} '{ policy accept; }'`), or restart the CNI agent so that it adds its rules that accept pods; then keep whoever set the policy from doing so (Docker: \"ip-forward-no-drop\": true).",
+        meaning: "A base chain on forwarding drops what no rule accepts, by its policy or by a last rule against everything, no rule accepts what pods send through the tunnel, and netfilter drops nearly all of it. Docker sets such a policy when it starts, firewalld has such a rule.",
+        remedy: "Pods have to be accepted: {command to forward}. Then keep whoever set it from doing so again (Docker: \"ip-forward-no-drop\": true; firewalld: disable it, or put the pods' network into its trusted zone: `firewall-cmd --permanent --zone=trusted --add-source=PODS`, `firewall-cmd --reload`).",
     },
     Entry {
         code: Code::FirewallFlushed,
@@ -111,7 +111,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 10,
         parents: &[&[Code::ForwardingOff]],
         meaning: "A rule keeps what comes out of the tunnel out of connection tracking, and netfilter drops nearly all of it: rules that accept known connections do not know these. As a rule NOTRACK was meant for the tunnel's outer packets.",
-        remedy: "`nft delete rule {table} {chain} handle {handle}`, and keep the program that made it from making it again. To spare the table of connections the tunnel itself, leave its outer packets untracked instead: `iptables -t raw -A PREROUTING -p udp --dport PORT -j NOTRACK`, with the tunnel's UDP port.",
+        remedy: "The rule has to go: {command to delete}. Then keep the program that made it from making it again. To spare the table of connections the tunnel itself, leave its outer packets untracked instead: `iptables -t raw -A PREROUTING -p udp --dport PORT -j NOTRACK`, with the tunnel's UDP port.",
     },
     Entry {
         code: Code::IcmpTooBigFiltered,
@@ -122,6 +122,6 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 10,
         parents: &[],
         meaning: "Packets of pods are larger than the way to a peer allows, this node drops them and answers with an ICMP error (type 3 code 4), and a rule of its own firewall drops that error: pods send the same packet again and again. Connections open, and stop with the first large packet.",
-        remedy: "`nft delete rule {table} {chain} handle {handle}`, or accept ICMP \"fragmentation needed\" (IPv6: \"packet too big\") before it: no node does without. Then make the pods' MTU that of the tunnel (`ip link show {device}`) in the CNI's configuration, so that nothing needs to be told.",
+        remedy: "The rule has to go: {command to delete}. Or accept ICMP \"fragmentation needed\" (IPv6: \"packet too big\") before it: no node does without. Then make the pods' MTU that of the tunnel (`ip link show {device}`) in the CNI's configuration, so that nothing needs to be told.",
     },
 ];

@@ -1,11 +1,15 @@
 //! Evidence from netfilter's tables.
 
+mod words;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use self::words::Place;
 use crate::model::{
-    ChainHook, Committer, Controller, Matches, Readers, RuleAt, ToolProcess, ToolVersion,
+    ChainHook, Committer, Controller, Encapsulation, Matches, Readers, RuleAt, ToolProcess,
+    ToolVersion,
 };
 
 /// One observation in netfilter's tables.
@@ -26,6 +30,10 @@ pub enum Filtered {
         rejects: bool,
         /// What its counter said when it was last looked at.
         packets: Option<u64>,
+        /// The netlink port of the program that alone may change the table
+        /// (NFT_TABLE_F_OWNER).
+        #[serde(default)]
+        owner: Option<u32>,
     },
     /// That rule's counter grew.
     Counted {
@@ -46,6 +54,13 @@ pub enum Filtered {
         hook: ChainHook,
         /// Rules in it.
         rules: u32,
+        /// The tunnel whose packets are dropped; none where pods' own are.
+        #[serde(default)]
+        tunnel: Option<Encapsulation>,
+        /// The netlink port of the program that alone may change the table
+        /// (NFT_TABLE_F_OWNER).
+        #[serde(default)]
+        owner: Option<u32>,
     },
     /// A rule that not every iptables-nft can read.
     Illegible {
@@ -147,6 +162,10 @@ pub enum Filtered {
         hooks: Vec<ChainHook>,
         /// Which packets.
         matches: Matches,
+        /// The netlink port of the program that alone may change the table
+        /// (NFT_TABLE_F_OWNER).
+        #[serde(default)]
+        owner: Option<u32>,
     },
     /// Chains of kube-router that packets still come to.
     Hooked {
@@ -164,19 +183,39 @@ pub enum Filtered {
 impl Filtered {
     /// Words for a remedy: the table, the chain and the handle.
     pub(super) fn placeholders(&self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::ByRule { table, at, .. }
-            | Self::Illegible { table, at, .. }
-            | Self::Untracks { table, at, .. }
-            | Self::Repeated { table, at, .. } => vec![
-                ("{table}", table.clone()),
+        let names = |table: &str, at: &RuleAt| {
+            vec![
+                ("{table}", table.to_owned()),
                 ("{chain}", at.chain.clone()),
                 ("{handle}", at.handle.to_string()),
-            ],
-            Self::ByPolicy { table, chain, .. } | Self::ForeignChain { table, chain, .. } => vec![
+            ]
+        };
+        match self {
+            Self::ByRule { table, at, owner, .. } | Self::Untracks { table, at, owner, .. } => {
+                let place = Place { table, chain: &at.chain, owner: *owner };
+                let advice = [
+                    ("{command to admit}", place.admit_by_rule(at)),
+                    ("{command to forward}", place.forward_by_rule()),
+                    ("{command to delete}", place.delete(at)),
+                ];
+                [names(table, at), advice.to_vec()].concat()
+            }
+            Self::Illegible { table, at, .. } | Self::Repeated { table, at, .. } => {
+                names(table, at)
+            }
+            Self::ByPolicy { table, chain, tunnel, owner, .. } => {
+                let place = Place { table, chain, owner: *owner };
+                vec![
+                    ("{table}", table.clone()),
+                    ("{chain}", chain.clone()),
+                    ("{command to admit}", place.admit_before("the policy", *tunnel)),
+                    ("{command to forward}", place.forward_by_policy()),
+                ]
+            }
+            Self::ForeignChain { table, chain, .. } => vec![
                 ("{table}", table.clone()),
                 ("{chain}", chain.clone()),
-                // A policy is no rule and has none.
+                // A chain is no rule and has none.
                 ("{handle}", "N".to_owned()),
             ],
             Self::Hooked { entries, .. } => {
@@ -199,7 +238,7 @@ impl Filtered {
 impl fmt::Display for Filtered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ByRule { table, at, hooks, matches, rejects, packets } => {
+            Self::ByRule { table, at, hooks, matches, rejects, packets, owner } => {
                 let hooks: Vec<_> = hooks.iter().map(|hook| hook.slug()).collect();
                 let verb = if *rejects { "reject" } else { "drop" };
                 write!(
@@ -209,17 +248,22 @@ impl fmt::Display for Filtered {
                     hooks.join(", "),
                     at.handle
                 )?;
-                packets.map_or(Ok(()), |n| write!(f, ", {n} packets so far"))
+                packets.map_or(Ok(()), |n| write!(f, ", {n} packets so far"))?;
+                owned(f, *owner)
             }
             Self::Counted { packets, seconds, probes } => write!(
                 f,
                 "its counter grew by {packets} packets in {seconds} s, and {probes} probes of the \
                  tunnel were lost"
             ),
-            Self::ByPolicy { table, chain, hook, rules } => write!(
-                f,
-                "chain {chain} of table {table} (hook {hook}) has the policy drop and {rules} rules"
-            ),
+            Self::ByPolicy { table, chain, hook, rules, owner, .. } => {
+                write!(
+                    f,
+                    "chain {chain} of table {table} (hook {hook}) has the policy drop and {rules} \
+                     rules"
+                )?;
+                owned(f, *owner)
+            }
             Self::Illegible { table, at, expression, readers } => {
                 write!(
                     f,
@@ -289,7 +333,7 @@ impl fmt::Display for Filtered {
                 by.as_ref()
                     .map_or(Ok(()), |by| write!(f, ": removed by {} (pid {})", by.name, by.pid))
             }
-            Self::Untracks { table, at, hooks, matches } => {
+            Self::Untracks { table, at, hooks, matches, owner } => {
                 let hooks: Vec<_> = hooks.iter().map(|hook| hook.slug()).collect();
                 write!(
                     f,
@@ -297,7 +341,8 @@ impl fmt::Display for Filtered {
                     at.chain,
                     hooks.join(", "),
                     at.handle
-                )
+                )?;
+                owned(f, *owner)
             }
             Self::Hooked { entries, chains, rules, denials } => {
                 write!(
@@ -313,6 +358,10 @@ impl fmt::Display for Filtered {
             }
         }
     }
+}
+
+fn owned(f: &mut fmt::Formatter<'_>, owner: Option<u32>) -> fmt::Result {
+    owner.map_or(Ok(()), |port| write!(f, "; only netlink port {port} may change the table"))
 }
 
 fn reader(

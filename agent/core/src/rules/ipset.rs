@@ -452,6 +452,7 @@ mod tests {
                 entries: Vec::new(),
                 blockers: Vec::new(),
                 silencers: Vec::new(),
+                barriers: Vec::new(),
                 untracking: Vec::new(),
                 illegible: Vec::new(),
                 floods: Vec::new(),

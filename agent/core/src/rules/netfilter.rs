@@ -3,16 +3,20 @@
 
 mod counted;
 mod filtered;
+mod forwarded;
 mod inner;
 mod legibility;
 
 use super::live;
 use super::{Context, Verdicts};
 use crate::catalog::Code;
-use crate::finding::{Confidence, Direction, Evidence, Filtered, Finding, Subject, Thing};
-use crate::kernel::{DropSite, KernelCounts};
-use crate::ladder::{Hop, Segment};
-use crate::model::{BaseChain, ChainHook, Family, Netfilter, NftTable, Owner};
+use crate::fact::{Fact, Gap};
+use crate::finding::{Confidence, Evidence, Filtered, Finding, Subject, Thing};
+use crate::kernel::DropSite;
+use crate::model::{
+    BaseChain, ChainHook, Controller, Encapsulation, Family, Netfilter, NftTable, Owner, Tunnel,
+};
+use crate::snapshot::Snapshot;
 
 /// All that is judged here.
 const CODES: [Code; 11] = [
@@ -28,6 +32,16 @@ const CODES: [Code; 11] = [
     Code::UntrackedInner,
     Code::IcmpTooBigFiltered,
 ];
+/// Those of them that are about the programs of container networks.
+const OF_TABLES: [Code; 7] = [
+    Code::FirewallFlushed,
+    Code::NftTableIncompatible,
+    Code::NftRuleMisprinted,
+    Code::ForeignBaseChain,
+    Code::IptablesBackendsMixed,
+    Code::RulesFlood,
+    Code::NftTableUnreadableBySome,
+];
 /// Rules of one kind that one finding names.
 const MOST_NAMED: usize = 3;
 
@@ -37,13 +51,22 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     else {
         return verdicts.blind(&CODES);
     };
-    if tunnels.is_empty() {
-        return;
+    if !tunnels.is_empty() {
+        drops(context, netfilter, verdicts);
     }
+    match needs_iptables(context.now, tunnels, netfilter) {
+        Some(true) => tables(context, netfilter, verdicts),
+        Some(false) => {}
+        None => verdicts.blind(&OF_TABLES),
+    }
+}
+
+/// What tunnels lose now.
+fn drops(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut Verdicts) {
     match context.now.kernel.seen() {
         Some(counts) => {
             filtered::judge(context, netfilter, counts, verdicts);
-            forward_policy(context, netfilter, counts, verdicts);
+            forwarded::judge(context, netfilter, counts, verdicts);
             inner::judge(context, netfilter, counts, verdicts);
         }
         None => {
@@ -55,20 +78,46 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             ]);
         }
     }
-    // A tunnel of one's own making needs none of the programs that use iptables.
-    if tunnels.iter().any(|tunnel| tunnel.owner != Owner::Unknown) {
-        legibility::judge(netfilter, context.now, verdicts);
-        for table in &netfilter.tables {
-            foreign_chains(table, verdicts);
-            floods(table, verdicts);
-        }
-        if netfilter.legacy_is_hidden {
-            verdicts.blind(&[Code::IptablesBackendsMixed]);
-        } else {
-            backends(netfilter, verdicts);
-        }
-        flushed(context, netfilter, verdicts);
+}
+
+/// What keeps the programs that use iptables from working.
+fn tables(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut Verdicts) {
+    legibility::judge(netfilter, context.now, verdicts);
+    for table in &netfilter.tables {
+        foreign_chains(table, verdicts);
+        floods(table, verdicts);
     }
+    if netfilter.legacy_is_hidden {
+        verdicts.blind(&[Code::IptablesBackendsMixed]);
+    } else {
+        backends(netfilter, verdicts);
+    }
+    flushed(context, netfilter, verdicts);
+}
+
+/// Whether this machine is a node of a container network, whose programs use
+/// iptables: one of their tunnels, of their chains or of themselves is here. Many
+/// have no tunnel (routes of BGP or to each host, WireGuard, Geneve), and an agent
+/// that cannot read its table at boot has made none yet. A tunnel of one's own
+/// making alone needs none of them; none where nobody can tell.
+fn needs_iptables(now: &Snapshot, tunnels: &[Tunnel], netfilter: &Netfilter) -> Option<bool> {
+    let running = now.cni.seen().and_then(|cni| cni.running.as_ref());
+    let tools = now.tools.seen();
+    let mut processes =
+        tools.into_iter().flat_map(|tools| &tools.spaces).flat_map(|s| &s.processes);
+    let is_node = tunnels.iter().any(|tunnel| tunnel.owner != Owner::Unknown)
+        || Controller::ALL.into_iter().any(|by| netfilter.programmed(by).chains > 0)
+        || running.is_some_and(|agents| !agents.is_empty())
+        || processes.any(|process| legibility::is_agent(&process.name));
+    let is_told = running.is_some()
+        || tools.is_some()
+        // Who switched the sources off has been told nothing by them.
+        || is_off(&now.cni) && is_off(&now.tools);
+    if is_node { Some(true) } else { is_told.then_some(false) }
+}
+
+fn is_off<T>(fact: &Fact<T>) -> bool {
+    matches!(fact, Fact::Missing(Gap::Disabled))
 }
 
 fn finding(code: Code, subject: Subject, evidence: Vec<Evidence>) -> Finding {
@@ -90,69 +139,14 @@ fn is_of_netfilter(site: &DropSite) -> bool {
     }
 }
 
-fn policy(table: &NftTable, base: &BaseChain, hook: ChainHook) -> Filtered {
-    let (table, chain) = (table.title(), base.name.clone());
-    Filtered::ByPolicy { table, chain, hook, rules: base.rules }
-}
-
-/// A policy to drop what is forwarded, while nearly all of a peer's traffic with
-/// pods here is dropped by netfilter. Where rules accept that, the same policy
-/// is what a careful administrator sets. Where network policies deny something,
-/// all of a peer's traffic may be what they deny: nothing tells one drop from the
-/// other.
-fn forward_policy(
-    context: &Context<'_>,
-    netfilter: &Netfilter,
-    counts: &KernelCounts,
-    verdicts: &mut Verdicts,
-) {
-    if netfilter.denies_by_policy() {
-        return;
-    }
-    let chains = netfilter.tables.iter().flat_map(|table| {
-        let of_forward = |base: &&BaseChain| base.drops && base.hook == Some(ChainHook::Forward);
-        table.base.iter().filter(of_forward).map(move |base| (table, base))
-    });
-    let sees_ip =
-        |table: &NftTable| matches!(table.family, Family::Ip | Family::Inet | Family::Ip6);
-    let chain = chains.filter(|(table, _)| sees_ip(table)).min_by_key(|(_, base)| base.rules);
-    let Some((table, base)) = chain else { return };
-    let mut evidence = vec![Evidence::Netfilter(policy(table, base, ChainHook::Forward))];
-    let mut places = Vec::new();
-    for (peer, leads, _) in context.tunnelled_peers() {
-        for outbound in [false, true] {
-            let Some(dropped) = live::dropped(counts, peer, leads, outbound) else { continue };
-            if !is_of_netfilter(&dropped.worst.site) {
-                continue;
-            }
-            let place = if outbound {
-                (Direction::Outbound, Segment { from: Hop::Sent, to: Hop::Encapsulated })
-            } else {
-                (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
-            };
-            if !places.contains(&place) {
-                places.push(place);
-            }
-            if evidence.len() <= MOST_NAMED {
-                let site = dropped.worst.site.clone();
-                evidence.push(Evidence::KernelDropped {
-                    here: true,
-                    site,
-                    packets: dropped.packets,
-                });
-            }
-        }
-    }
-    // Both ways it is more than one stretch of the ladder.
-    let (direction, hop) = match places.as_slice() {
-        [] => return,
-        [(direction, hop)] => (Some(*direction), Some(*hop)),
-        _ => (None, None),
-    };
-    let subject = thing(Thing::Chain, format!("{} {}", table.title(), base.name));
-    let confidence = Confidence::High;
-    let found = finding(Code::ForwardPolicyDrop, subject, evidence);
-    verdicts.add(Finding { direction, hop, confidence, ..found });
+fn policy(
+    table: &NftTable,
+    base: &BaseChain,
+    hook: ChainHook,
+    tunnel: Option<Encapsulation>,
+) -> Filtered {
+    let (title, chain) = (table.title(), base.name.clone());
+    Filtered::ByPolicy { table: title, chain, hook, rules: base.rules, tunnel, owner: table.owner }
 }
 
 fn foreign_chains(table: &NftTable, verdicts: &mut Verdicts) {

@@ -89,6 +89,7 @@ mod tests {
             entries,
             blockers: Vec::new(),
             silencers: Vec::new(),
+            barriers: Vec::new(),
             untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),

@@ -5,6 +5,7 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 use overlaywatch_core::model::{Committer, Family};
 
 use super::dump::NEW_GENERATION;
@@ -13,9 +14,10 @@ use translate::SUBSYSTEM;
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
-/// Room for the notifications of a tick, bytes; more of them are an overrun,
-/// after which all is dumped.
-const ROOM_BYTES: usize = 1 << 20;
+/// Room for the notifications of a tick, bytes: those of about ten thousand rules; more of
+/// them are an overrun, after which all is dumped. It is taken only while they wait.
+/// Without CAP_NET_ADMIN it is no more than net.core.rmem_max (socket(7)).
+const ROOM_BYTES: usize = 16 << 20;
 /// Datagrams that are read in one go: a controller that commits without pause
 /// must not keep this thread for ever.
 const MOST_DATAGRAMS: u32 = 4096;
@@ -42,12 +44,31 @@ pub(super) struct Touched {
     most_deletions: u32,
     /// Deletions of the transaction that is being told.
     deletions: u32,
+    /// It is not told to its end, which says who made it.
+    pub(super) is_open: bool,
+    /// Notifications were lost, after all that still waits: from then on none is
+    /// kept until nothing waits any more (NETLINK_S_CONGESTED, net/netlink/af_netlink.c).
+    has_lost: bool,
 }
 
 impl Touched {
     /// What changed so far is known now.
     pub(super) fn forget(&mut self) {
-        *self = Self { generation: self.generation, deletions: self.deletions, ..Self::default() };
+        let Self { generation, deletions, is_open, has_lost, .. } = *self;
+        *self = Self { generation, deletions, is_open, has_lost, ..Self::default() };
+    }
+
+    /// Notifications were lost.
+    fn lose(&mut self) {
+        (self.all, self.has_lost) = (true, true);
+    }
+
+    /// Nothing waits any more. The end of a transaction that was lost does not come:
+    /// what it deleted is not of whoever commits next.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.has_lost) {
+            (self.deletions, self.is_open) = (0, false);
+        }
     }
 }
 
@@ -61,7 +82,9 @@ impl Follower {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind(&SocketAddr::new(0, 0))?;
-            socket.set_rx_buf_sz(ROOM_BYTES)?;
+            if setsockopt(&socket, sockopt::RcvBufForce, &ROOM_BYTES).is_err() {
+                setsockopt(&socket, sockopt::RcvBuf, &ROOM_BYTES)?;
+            }
             socket.add_membership(GROUP)?;
             Ok(socket)
         };
@@ -70,19 +93,24 @@ impl Follower {
 
     /// Takes in what has come.
     pub(super) fn drain(&mut self, touched: &mut Touched) -> Result<(), SourceError> {
-        let mut buffer = None;
+        let mut buffer: Option<Box<[u8]>> = None;
         for _ in 0..MOST_DATAGRAMS {
-            // As a rule there is nothing: no room is made before something comes.
-            let buffer = match &mut buffer {
-                Some(buffer) => buffer,
-                none if self.is_readable()? => none.insert(wire::buffer()),
-                _ => return Ok(()),
+            let received = match &mut buffer {
+                Some(buffer) => wire::receive(&self.0, buffer, libc::MSG_DONTWAIT).map(Some),
+                // As a rule there is nothing: no room is made before something comes.
+                none => self.peek().map(|()| {
+                    *none = Some(wire::buffer());
+                    None
+                }),
             };
-            match wire::receive(&self.0, buffer, libc::MSG_DONTWAIT) {
-                Ok(datagram) => digest(datagram, touched)?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // Notifications were lost.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched.all = true,
+            match received {
+                Ok(datagram) => digest(datagram.unwrap_or_default(), touched)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    touched.end();
+                    return Ok(());
+                }
+                // A peek takes the error away, too.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched.lose(),
                 Err(error) => {
                     return Err(SourceError::io("listening to changes of nftables", error));
                 }
@@ -92,14 +120,10 @@ impl Follower {
         Ok(())
     }
 
-    fn is_readable(&self) -> Result<bool, SourceError> {
+    /// Whether something has come, as an error otherwise.
+    fn peek(&self) -> io::Result<()> {
         let mut nothing = [0; 0];
-        match self.0.recv(&mut &mut nothing[..], libc::MSG_DONTWAIT | libc::MSG_PEEK) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            // A peek takes the error away that a receive would have had.
-            Err(_) => Ok(true),
-        }
+        self.0.recv(&mut &mut nothing[..], libc::MSG_DONTWAIT | libc::MSG_PEEK).map(drop)
     }
 }
 
@@ -113,6 +137,7 @@ fn digest(datagram: &[u8], touched: &mut Touched) -> Result<(), SourceError> {
         if message.kind == NEW_GENERATION {
             let told = translate::generation(message.payload).map_err(|e| malformed(&e))?;
             touched.generation = Some(told.id);
+            touched.is_open = false;
             let deletions = std::mem::take(&mut touched.deletions);
             if deletions > touched.most_deletions {
                 (touched.most_deletions, touched.deleted_by) = (deletions, told.by);
@@ -126,6 +151,7 @@ fn digest(datagram: &[u8], touched: &mut Touched) -> Result<(), SourceError> {
         if bit & OF_INTEREST == 0 {
             continue;
         }
+        touched.is_open = true;
         touched.deletions = touched.deletions.saturating_add(u32::from(bit & DELETIONS != 0));
         let table = translate::table_of(message.payload).map_err(|error| malformed(&error))?;
         let Some((family, table)) = table.filter(|_| !touched.all) else { continue };
@@ -195,6 +221,27 @@ mod tests {
         let names: Vec<_> = touched.tables.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["filter", "nat"]);
         assert!(!touched.all);
+    }
+
+    #[test]
+    fn what_was_deleted_before_a_gap_is_not_of_the_next_one() {
+        // The end of this transaction is lost.
+        let mut touched = told(&[about(8, "nat"), about(8, "filter")]);
+        touched.lose();
+        assert!(touched.all && touched.is_open);
+        // It waited when that was noticed.
+        digest(&about(8, "filter"), &mut touched).unwrap();
+        touched.forget();
+        touched.end();
+        assert!(!touched.is_open);
+        digest(&committed(6, 70, "kube-proxy"), &mut touched).unwrap();
+        assert_eq!(touched.deleted_by, None);
+        // Without a gap nothing is forgotten between two looks.
+        let mut touched = told(&[about(8, "nat")]);
+        touched.forget();
+        touched.end();
+        digest(&committed(6, 70, "kube-proxy"), &mut touched).unwrap();
+        assert!(touched.deleted_by.is_some() && !touched.is_open);
     }
 
     #[test]

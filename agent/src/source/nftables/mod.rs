@@ -90,6 +90,8 @@ pub struct Reader {
     legacy_age: u32,
     /// The generation up to which everything is known.
     generation: u32,
+    /// A transaction was not told to its end at the last look.
+    waits: bool,
     /// A generation that no notification told of yet.
     untold: Option<u32>,
     /// What was told last.
@@ -122,6 +124,12 @@ impl Reader {
                 *none = Some(Follower::join()?);
                 self.touched.all = true;
             }
+        }
+        // Who made it comes last. One look is waited for it, whoever commits without
+        // pause.
+        self.waits = self.touched.is_open && !self.waits;
+        if self.waits {
+            return Ok(false);
         }
         if self.legacy_age == 0 {
             self.legacy = legacy::tables()?;

@@ -21,6 +21,10 @@ pub enum Controller {
 }
 
 impl Controller {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::KubeProxy, Self::KubeRouter, Self::Calico, Self::Flannel, Self::Cilium];
+
     /// Whose chain this is, by its name.
     #[must_use]
     pub fn of_chain(name: &str) -> Option<Self> {

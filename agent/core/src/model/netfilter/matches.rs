@@ -20,6 +20,9 @@ const ICMP6: u8 = 58;
 /// Conditions of a rule; all of them must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Matches {
+    /// Of IPv6 alone, or of IPv4 alone.
+    #[serde(default)]
+    pub v6: Option<bool>,
     /// IP protocol.
     pub protocol: Option<u8>,
     /// Destination ports, first and last.
@@ -73,6 +76,7 @@ impl Matches {
         }
         let mut more = self.more || other.more;
         Self {
+            v6: both(&self.v6, &other.v6, &mut more),
             protocol: both(&self.protocol, &other.protocol, &mut more),
             to_ports: both(&self.to_ports, &other.to_ports, &mut more),
             from_ports: both(&self.from_ports, &other.from_ports, &mut more),
@@ -89,6 +93,12 @@ impl Matches {
     #[must_use]
     pub fn may_be_outer(&self) -> bool {
         self.protocol.is_none_or(|protocol| protocol == UDP || protocol == IPIP)
+    }
+
+    /// Whether they mean every packet of a family of IP.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        *self == Self { v6: self.v6, ..Self::default() }
     }
 
     /// Source and destination ports.
@@ -136,7 +146,9 @@ impl Matches {
             (Some(net), Some(address)) => net.contains(&address),
             _ => true,
         };
+        let family = outer.to.or(outer.from).map(|address| address.is_ipv6());
         self.protocol.is_none_or(|own| own == protocol)
+            && (family.is_none() || self.v6.is_none() || self.v6 == family)
             && match (self.to_ports, port) {
                 (None, _) => true,
                 (Some((first, last)), Some(port)) => (first..=last).contains(&port),
@@ -158,6 +170,12 @@ impl Matches {
 impl fmt::Display for Matches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
+        // Addresses tell it as well, and a protocol is written as one of IPv4.
+        let is_told =
+            |v6: bool| self.source.or(self.destination).is_some() || !v6 && self.protocol.is_some();
+        if let Some(v6) = self.v6.filter(|v6| !is_told(*v6)) {
+            words.push(format!("meta nfproto ipv{}", if v6 { 6 } else { 4 }));
+        }
         if let Some(device) = &self.in_device {
             words.push(format!("iifname {device}"));
         }
@@ -233,6 +251,18 @@ mod tests {
         assert!(!inwards.may_meet(VXLAN));
         assert!(inwards.may_meet(Outer { in_device: Some("docker0"), ..VXLAN }));
         assert!(!inwards.may_meet(Outer { in_device: Some("eth0"), ..VXLAN }));
+    }
+
+    #[test]
+    fn what_is_of_one_family_keeps_the_other_away() {
+        let to = |text: &str| Outer { to: Some(text.parse().unwrap()), ..VXLAN };
+        let of = |v6| Matches { v6: Some(v6), ..Matches::default() };
+        assert!(of(true).may_meet(to("fd00::2")) && !of(true).may_meet(to("10.0.0.2")));
+        assert!(of(false).may_meet(to("10.0.0.2")) && !of(false).may_meet(to("fd00::2")));
+        assert!(of(true).may_meet(VXLAN), "nobody knows");
+        assert_eq!(of(true).to_string(), "meta nfproto ipv6");
+        assert!(of(true).are_none() && !ports(1, 2).are_none());
+        assert!(of(true).and(&of(false)).more);
     }
 
     #[test]

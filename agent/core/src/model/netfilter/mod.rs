@@ -133,13 +133,7 @@ impl Netfilter {
     pub fn compare(&mut self, before: &Self, at: Mono, by: Option<&Committer>) {
         let mut flushed = before.flushed.clone();
         flushed.retain(|one| !self.is_programmed(one.of) && !one.is_over(at));
-        for of in [
-            Controller::KubeProxy,
-            Controller::KubeRouter,
-            Controller::Calico,
-            Controller::Flannel,
-            Controller::Cilium,
-        ] {
+        for of in Controller::ALL {
             let had = before.programmed(of);
             if had.anchored > 0 && !self.is_programmed(of) {
                 let (chains, rules, by) = (had.chains, had.rules, by.cloned());
@@ -169,6 +163,7 @@ mod tests {
             entries: Vec::new(),
             blockers: Vec::new(),
             silencers: Vec::new(),
+            barriers: Vec::new(),
             untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),

@@ -53,6 +53,11 @@ pub struct NftTable {
     /// too big, up to [`MOST_ASIDE`].
     #[serde(default)]
     pub silencers: Vec<Blocker>,
+    /// Rules that drop or reject whatever is forwarded and comes to them, also by
+    /// jumps, up to [`MOST_ASIDE`]: the policy of a chain whose policy is to accept.
+    /// Not those of controllers, whose chains are about pods of theirs.
+    #[serde(default)]
+    pub barriers: Vec<Blocker>,
     /// Rules that keep packets out of connection tracking, up to [`MOST_ASIDE`].
     #[serde(default)]
     pub untracking: Vec<Untracking>,
@@ -175,6 +180,7 @@ mod tests {
             entries: Vec::new(),
             blockers,
             silencers: Vec::new(),
+            barriers: Vec::new(),
             untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),

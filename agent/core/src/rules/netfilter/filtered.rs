@@ -138,13 +138,14 @@ pub(super) fn suspects<'a>(
                 matches: rule.matches.clone(),
                 rejects: rule.rejects,
                 packets: rule.packets,
+                owner: table.owner,
             },
         });
     let policies = tables().flat_map(move |table| {
         let dropping = table.base.iter().filter(|base| base.drops);
         dropping.filter_map(move |base| {
             let hook = base.hook.filter(|hook| hooks.contains(hook))?;
-            let evidence = policy(table, base, hook);
+            let evidence = policy(table, base, hook, Some(outer.encapsulation));
             // As a rule that names nothing, at the end of the chain.
             Some(Suspect { table, chain: &base.name, rank: 2, rule: None, evidence })
         })

@@ -71,6 +71,7 @@ fn untracked(
             at: rule.at.clone(),
             hooks: rule.hooks.clone(),
             matches: rule.matches.clone(),
+            owner: table.owner,
         }),
         here(dropped.worst, dropped.packets),
     ];
@@ -124,6 +125,7 @@ fn too_big(
             matches: rule.matches.clone(),
             rejects: rule.rejects,
             packets: rule.packets,
+            owner: table.owner,
         }),
         here(worst, packets),
     ];

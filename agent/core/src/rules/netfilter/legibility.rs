@@ -4,9 +4,8 @@
 //! What iptables reads from 1.8.8 on is also what it writes since then, as a
 //! range of ports: that is as it should be, but for an older one beside it.
 
-use super::{MOST_NAMED, finding, thing};
+use super::{MOST_NAMED, finding, is_off, thing};
 use crate::catalog::Code;
-use crate::fact::{Fact, Gap};
 use crate::finding::{Confidence, Evidence, Filtered, Finding, Thing};
 use crate::model::{
     BaseChain, Controller, Family, Illegible, Netfilter, NftTable, Readers, SKIPS_FOREIGN_CHAINS,
@@ -50,8 +49,9 @@ pub(super) fn judge(netfilter: &Netfilter, now: &Snapshot, verdicts: &mut Verdic
     }
 }
 
-fn is_off<T>(fact: &Fact<T>) -> bool {
-    matches!(fact, Fact::Missing(Gap::Disabled))
+/// Whether a process of this name is such an agent.
+pub(super) fn is_agent(name: &str) -> bool {
+    AGENTS.iter().any(|(agent, _)| *agent == name)
 }
 
 /// What keeps a version of iptables-nft from reading a table.

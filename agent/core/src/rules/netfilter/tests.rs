@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use super::*;
 use crate::delta::Delta;
-use crate::fact::Fact;
-use crate::kernel::{DropForm, PacketDrop, Traffic};
+use crate::finding::Direction;
+use crate::kernel::{DropForm, KernelCounts, PacketDrop, Traffic};
+use crate::ladder::{Hop, Segment};
 use crate::model::{
-    Blocker, Committer, Controller, Encapsulation, Flood, Flushed, IfIndex, Illegible, LegacyTable,
-    Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId, PeerTunnel, Programmed, Readers,
-    RuleAt, ToolSpace, ToolVersion, Tools, Tunnel, Vxlan, tunnels,
+    AgentKind, Blocker, Cni, CniAgent, Committer, Controller, Encapsulation, Flood, Flushed,
+    IfIndex, Illegible, LegacyTable, Link, LinkCounters, LinkKind, Matches, Origin, Peer, PeerId,
+    PeerTunnel, Programmed, Readers, RuleAt, ToolProcess, ToolSpace, ToolVersion, Tools, Tunnel,
+    Vxlan, tunnels,
 };
-use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
 
 pub(super) const PEER: PeerId = PeerId(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
@@ -99,6 +100,7 @@ pub(super) fn table(name: &str) -> NftTable {
         entries: Vec::new(),
         blockers: Vec::new(),
         silencers: Vec::new(),
+        barriers: Vec::new(),
         untracking: Vec::new(),
         illegible: Vec::new(),
         floods: Vec::new(),
@@ -169,6 +171,8 @@ fn a_rule_that_drops_the_tunnels_port_is_named_with_its_stretch() {
     assert!(text.contains("udp dport 8472 drop"), "{text}");
     let words = finding.evidence[0].placeholders();
     assert!(words.contains(&("{handle}", "12".to_owned())), "{words:?}");
+    let admit = words.iter().find(|(place, _)| *place == "{command to admit}").unwrap();
+    assert!(admit.1.contains("`nft delete rule ip local X handle 12`"), "{admit:?}");
 }
 
 #[test]
@@ -235,6 +239,83 @@ fn a_policy_that_forwards_nothing_is_named_where_live_traffic_dies() {
     let accepts =
         NftTable { base: vec![base("FORWARD", ChainHook::Forward, false)], ..table("filter") };
     assert_eq!(said(&node(of(vec![accepts]), vec![drop()])), []);
+}
+
+/// As firewalld has it: the policy is to accept, and the last rule rejects everything.
+fn firewalld() -> NftTable {
+    let barrier = Blocker {
+        at: at("filter_FORWARD"),
+        rejects: true,
+        hooks: vec![ChainHook::Forward],
+        matches: Matches::default(),
+        packets: None,
+        growth: None,
+    };
+    NftTable {
+        family: Family::Inet,
+        base: vec![base("filter_FORWARD", ChainHook::Forward, false)],
+        barriers: vec![barrier],
+        ..table("firewalld")
+    }
+}
+
+#[test]
+fn a_rule_that_bars_everything_is_a_policy() {
+    let drop = || drop_of(DropForm::Inner, false, "NETFILTER_DROP");
+    let expected = [(Code::ForwardPolicyDrop, "inet firewalld filter_FORWARD".to_owned())];
+    let broken = node(of(vec![firewalld()]), vec![drop()]);
+    assert_eq!(said(&broken), expected);
+    let [finding] = &judged(&broken).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.confidence, Confidence::High);
+    let text = finding.evidence[0].to_string();
+    let words = "table inet firewalld, chain filter_FORWARD (hook forward), handle 12: everything \
+                 reject";
+    assert!(text.contains(words), "{text}");
+    // The zone of the pods accepts before: nothing dies, or not in netfilter.
+    assert_eq!(said(&node(of(vec![firewalld()]), Vec::new())), []);
+    let other = drop_of(DropForm::Inner, false, "QDISC_DROP");
+    assert_eq!(said(&node(of(vec![firewalld()]), vec![other])), []);
+    // It is about the other family.
+    let mut of_v6 = firewalld();
+    of_v6.barriers[0].matches.v6 = Some(true);
+    assert_eq!(said(&node(of(vec![of_v6.clone()]), vec![drop()])), []);
+    let v6 = PacketDrop { ethertype: 0x86dd, ..drop() };
+    assert_eq!(said(&node(of(vec![of_v6]), vec![v6])), expected);
+    // Network policies may be what drops.
+    let by = Controller::Calico;
+    let programmed = vec![Programmed { by, chains: 2, rules: 4, anchored: 1, denials: 1 }];
+    let denies = NftTable { programmed, ..firewalld() };
+    assert_eq!(said(&node(of(vec![denies]), vec![drop()])), []);
+}
+
+#[test]
+fn several_ends_are_named_and_none_is_sure() {
+    let policy =
+        NftTable { base: vec![base("FORWARD", ChainHook::Forward, true)], ..table("filter") };
+    let other = NftTable { family: Family::Ip6, ..policy.clone() };
+    let drop = drop_of(DropForm::Inner, false, "NETFILTER_DROP");
+    let both = node(of(vec![other, policy, firewalld()]), vec![drop]);
+    let [finding] = &judged(&both).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.confidence, Confidence::Low);
+    let named: Vec<_> = finding.evidence.iter().map(ToString::to_string).collect();
+    assert_eq!(named.len(), 3, "{named:?}");
+    assert!(named[0].starts_with("chain FORWARD of table ip filter"), "{named:?}");
+    assert!(named[1].contains("inet firewalld"), "{named:?}");
+}
+
+#[test]
+fn who_owns_a_table_and_what_a_policy_ends_are_said_with_it() {
+    let drop = drop_of(DropForm::Outer, false, "NETFILTER_DROP");
+    let base = vec![base("in", ChainHook::Input, true)];
+    let owned = NftTable { base, owner: Some(811), ..table("host") };
+    let [finding] = &judged(&node(of(vec![owned]), vec![drop])).findings[..] else {
+        panic!("one finding")
+    };
+    let text = finding.evidence[0].to_string();
+    assert!(text.ends_with("only netlink port 811 may change the table"), "{text}");
+    let words = finding.evidence[0].placeholders();
+    let admit = words.iter().find(|(place, _)| *place == "{command to admit}").unwrap();
+    assert!(admit.1.contains("owns table ip host") && !admit.1.contains("nft insert"), "{admit:?}");
 }
 
 #[test]
@@ -318,15 +399,92 @@ fn floods_and_flushes_are_told_with_their_numbers() {
     assert_eq!(said(&snapshot), [(Code::RulesFlood, "ip filter FORWARD".to_owned())]);
 }
 
-#[test]
-fn a_node_without_a_containers_tunnel_needs_no_iptables() {
+/// No tunnel, what no iptables reads, a flood, a foreign chain, both backends and a
+/// flush.
+fn without_a_tunnel() -> Snapshot {
     let rule = Illegible { at: at("X"), expression: "ct".to_owned(), readers: Readers::Nobody };
-    let filter = NftTable { illegible: vec![rule], ..table("filter") };
-    let mut snapshot = node(of(vec![filter]), Vec::new());
+    let filter = NftTable {
+        illegible: vec![rule],
+        floods: vec![Flood { at: at("FORWARD"), times: 24, rules: 30 }],
+        base: vec![BaseChain { priority: 10, ..base("late", ChainHook::Forward, false) }],
+        ..table("filter")
+    };
+    let legacy = vec![LegacyTable { v6: false, name: "filter".to_owned(), rules: Some(1) }];
+    let gone = Flushed { of: Controller::KubeProxy, chains: 4, rules: 9, at: Mono(1), by: None };
+    let (tables, flushed) = (vec![filter], vec![gone]);
+    let netfilter = Netfilter { tables, legacy, flushed, ..Netfilter::default() };
+    let mut snapshot = node(netfilter, Vec::new());
+    (snapshot.tunnels, snapshot.peers) = (fact(Vec::new()), Arc::new(Vec::new()));
+    snapshot.cni = fact(Cni { running: Some(Vec::new()), ..Cni::default() });
+    snapshot
+}
+
+/// All that is said of a node of a container network.
+const OF_A_NODE: [Code; 5] = [
+    Code::NftTableIncompatible,
+    Code::ForeignBaseChain,
+    Code::RulesFlood,
+    Code::IptablesBackendsMixed,
+    Code::FirewallFlushed,
+];
+
+fn codes(snapshot: &Snapshot) -> Vec<Code> {
+    said(snapshot).into_iter().map(|(code, _)| code).collect()
+}
+
+#[test]
+fn a_machine_that_is_no_node_needs_no_iptables() {
+    let mut plain = without_a_tunnel();
+    assert_eq!(codes(&plain), []);
     let mut own = flannel();
     own[0].owner = Owner::Unknown;
-    snapshot.tunnels = fact(own);
-    assert_eq!(said(&snapshot), []);
+    plain.tunnels = fact(own);
+    assert_eq!(codes(&plain), [], "a tunnel of one's own making");
+    plain.tools = fact(Tools { spaces: vec![space(&["docker", "nginx"])] });
+    assert_eq!(codes(&plain), [], "programs of others");
+    plain.tunnels = fact(flannel());
+    assert_eq!(codes(&plain), OF_A_NODE);
+}
+
+fn space(names: &[&str]) -> ToolSpace {
+    let process = |name: &&str| ToolProcess { pid: 70, name: (*name).to_owned() };
+    let iptables = Some(ToolVersion::three(1, 8, 9));
+    let processes = names.iter().map(process).collect();
+    ToolSpace { processes, iptables, ..ToolSpace::default() }
+}
+
+#[test]
+fn a_node_without_a_tunnel_is_known_by_its_agents_and_their_chains() {
+    for name in ["kubelet", "k3s-agent", "calico-node", "cilium-agent", "flanneld"] {
+        let mut by_agent = without_a_tunnel();
+        let kind = AgentKind::of_process(name).unwrap();
+        let agent = CniAgent { kind, name: name.to_owned(), pid: 70 };
+        by_agent.cni = fact(Cni { running: Some(vec![agent]), ..Cni::default() });
+        assert_eq!(codes(&by_agent), OF_A_NODE, "{name}");
+    }
+    let mut by_tools = without_a_tunnel();
+    by_tools.tools = fact(Tools { spaces: vec![space(&["kube-proxy"])] });
+    assert_eq!(codes(&by_tools), OF_A_NODE);
+    for by in Controller::ALL {
+        let mut by_chains = without_a_tunnel();
+        let mut netfilter = (**by_chains.netfilter.seen().unwrap()).clone();
+        netfilter.tables[0].programmed =
+            vec![Programmed { by, chains: 1, rules: 0, anchored: 0, denials: 0 }];
+        by_chains.netfilter = fact(netfilter);
+        assert_eq!(codes(&by_chains), OF_A_NODE, "{by:?}");
+    }
+}
+
+#[test]
+fn where_agents_are_not_seen_what_they_need_is_not_judged() {
+    let mut snapshot = without_a_tunnel();
+    snapshot.tools = Fact::Missing(Gap::Denied);
+    snapshot.cni = fact(Cni { running: None, ..Cni::default() });
+    let verdicts = judged(&snapshot);
+    assert_eq!((verdicts.findings, verdicts.blind), (Vec::new(), OF_TABLES.to_vec()));
+    // Both are switched off.
+    (snapshot.tools, snapshot.cni) = (Fact::Missing(Gap::Disabled), Fact::Missing(Gap::Disabled));
+    assert_eq!(codes(&snapshot), []);
 }
 
 #[test]

@@ -313,7 +313,13 @@ fn compare(matches: &mut Matches, held: &[Held; REGISTERS], data: &[u8]) -> Resu
     let held = held.get(register).copied().unwrap_or_default();
     let port = || value.first_chunk().copied().map(u16::from_be_bytes);
     let known = match (held, operation) {
-        (Held::IpFamily, 0) => true,
+        (Held::IpFamily, 0) => match is_v6(value) {
+            Some(v6) if matches.v6.is_none_or(|own| own == v6) => {
+                matches.v6 = Some(v6);
+                true
+            }
+            _ => false,
+        },
         (Held::Protocol, 0) => {
             matches.protocol = value.first().copied();
             true
@@ -356,6 +362,15 @@ fn compare(matches: &mut Matches, held: &[Held; REGISTERS], data: &[u8]) -> Resu
     };
     matches.more |= !known;
     Ok(())
+}
+
+/// NFPROTO_IPV4 or NFPROTO_IPV6 (linux/netfilter.h), or their EtherTypes.
+const fn is_v6(value: &[u8]) -> Option<bool> {
+    match value {
+        [2] | [0x08, 0x00] => Some(false),
+        [10] | [0x86, 0xdd] => Some(true),
+        _ => None,
+    }
 }
 
 /// ICMP, or ICMPv6.

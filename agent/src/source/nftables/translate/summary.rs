@@ -50,6 +50,9 @@ struct Lead {
     jumps: u32,
     /// The conditions of the first jump.
     matches: Matches,
+    /// Chains from which every packet, at least of one family, that comes to the
+    /// jump takes it.
+    always: Vec<(String, Option<bool>)>,
 }
 
 impl Summary {
@@ -70,6 +73,7 @@ impl Summary {
             entries: Vec::new(),
             blockers: Vec::new(),
             silencers: Vec::new(),
+            barriers: Vec::new(),
             untracking: Vec::new(),
             illegible: Vec::new(),
             floods: Vec::new(),
@@ -193,6 +197,20 @@ impl Draft {
                 growth: None,
             });
         }
+        if denies
+            && rule.matches.are_none()
+            && self.owner.is_none()
+            && self.table.barriers.len() < MOST_CANDIDATES
+        {
+            self.table.barriers.push(Blocker {
+                at: at(),
+                rejects: rule.verdict == Verdict::Reject,
+                hooks: Vec::new(),
+                matches: rule.matches.clone(),
+                packets: rule.packets,
+                growth: None,
+            });
+        }
         match rule.verdict {
             Verdict::Jump(to) => {
                 if self.is_base
@@ -202,6 +220,9 @@ impl Draft {
                     self.table.entries.push(at());
                 }
                 let lead = self.leads.entry(to.into_owned()).or_default();
+                if rule.matches.are_none() && lead.always.len() < MOST_LEADS {
+                    lead.always.push((rule.chain.to_string(), rule.matches.v6));
+                }
                 if lead.jumps == 0 {
                     lead.matches = rule.matches;
                 }
@@ -262,6 +283,13 @@ impl Draft {
             (!rule.hooks.is_empty() && rule.matches.are_too_big_errors()).then_some(rule)
         });
         self.table.silencers = silencers.take(MOST_ASIDE).collect();
+        let barriers = std::mem::take(&mut self.table.barriers);
+        let barriers = barriers.into_iter().filter_map(|mut rule| {
+            rule.matches.v6 = self.bars(&rule.at.chain, rule.matches.v6)?;
+            rule.hooks = vec![ChainHook::Forward];
+            Some(rule)
+        });
+        self.table.barriers = barriers.take(MOST_ASIDE).collect();
         let untracking = std::mem::take(&mut self.table.untracking);
         let untracking = untracking.into_iter().filter_map(|mut rule| {
             rule.hooks = self.led(&rule.at.chain, &mut rule.matches);
@@ -278,6 +306,29 @@ impl Draft {
         // Outer packets begin or end here: they are not forwarded.
         blocker.hooks.retain(|hook| *hook != ChainHook::Forward);
         (!blocker.hooks.is_empty() && blocker.matches.may_be_outer()).then_some(blocker)
+    }
+
+    /// Whether what is forwarded comes to a chain whatever it is, and of which family
+    /// alone, if of one, where what is left to the chain is of `v6`.
+    fn bars(&self, to: &str, v6: Option<bool>) -> Option<Option<bool>> {
+        let mut open = vec![(to, v6)];
+        let mut visited: BTreeSet<_> = open.iter().copied().collect();
+        while let Some((chain, v6)) = open.pop() {
+            let mut bases = self.table.base.iter();
+            if bases.any(|base| base.name == chain && base.hook == Some(ChainHook::Forward)) {
+                return Some(v6);
+            }
+            for (from, of) in self.leads.get(chain).into_iter().flat_map(|lead| &lead.always) {
+                let both = match (v6, *of) {
+                    (Some(one), Some(other)) if one != other => continue,
+                    (one, other) => one.or(other),
+                };
+                if visited.len() < MOST_STEPS && visited.insert((from, both)) {
+                    open.push((from, both));
+                }
+            }
+        }
+        None
     }
 
     /// From which hooks packets come to a chain; a rule's conditions are joined with

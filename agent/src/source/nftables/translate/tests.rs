@@ -327,6 +327,54 @@ fn what_no_outer_packet_comes_to_is_no_blocker() {
 }
 
 #[test]
+fn what_bars_all_that_is_forwarded_is_kept() {
+    let reject = || expression("reject", &[]);
+    let meant = |v6: u8| {
+        // NFT_META_NFPROTO.
+        let load = expression("meta", &[number(2, 15), number(1, 1)]);
+        [load, expression("cmp", &[number(1, 1), number(2, 0), value(3, &[v6])])]
+    };
+    let barred = |rules: &[Vec<u8>]| {
+        let barriers = summed_up(rules).barriers.into_iter();
+        barriers.map(|rule| (rule.at.chain, rule.matches.v6)).collect::<Vec<_>>()
+    };
+    let jump = |from: &str, conditions: &[Vec<u8>]| {
+        let expressions = [conditions, &[verdict(-4, "X")]].concat();
+        message("filter", from, 3, &expressions)
+    };
+    let own = message("filter", "FORWARD", 9, &[reject()]);
+    assert_eq!(barred(std::slice::from_ref(&own)), [("FORWARD".to_owned(), None)]);
+    // As firewalld's: some of it, and then everything, goes to the zone's chain.
+    let last = message("filter", "X", 4, &[verdict(0, "")]);
+    let some = jump("FORWARD", &protocol(17));
+    let all = jump("FORWARD", &[]);
+    let led = [some.clone(), all.clone(), last.clone()];
+    assert_eq!(barred(&led), [("X".to_owned(), None)]);
+    // Some of it only, another hook's, nobody's, and a rule with a condition.
+    assert_eq!(barred(&[some, last.clone()]), []);
+    assert_eq!(barred(&[jump("OUTPUT", &[]), last.clone()]), []);
+    assert_eq!(barred(std::slice::from_ref(&last)), []);
+    let [load, is_port] = port(2, 0, 80);
+    assert_eq!(barred(&[message("filter", "FORWARD", 9, &[load, is_port, reject()])]), []);
+    // A controller denies what is of its pods.
+    assert_eq!(barred(&[message("filter", "cali-FORWARD", 9, &[reject()])]), []);
+    // One family of IP.
+    let [load, is_v6] = meant(10);
+    let v6 = message("filter", "FORWARD", 9, &[load, is_v6, reject()]);
+    assert_eq!(barred(&[v6]), [("FORWARD".to_owned(), Some(true))]);
+    assert_eq!(
+        barred(&[jump("FORWARD", &meant(2)), last.clone()]),
+        [("X".to_owned(), Some(false))]
+    );
+    let [load, is_v6] = meant(10);
+    let never = message("filter", "X", 4, &[load, is_v6, verdict(0, "")]);
+    assert_eq!(barred(&[jump("FORWARD", &meant(2)), never]), []);
+    // Chains that lead to each other end the search.
+    let back = message("filter", "X", 5, &[verdict(-3, "X")]);
+    assert_eq!(barred(&[back, last]), []);
+}
+
+#[test]
 fn what_controllers_deny_is_counted_where_it_is_forwarded_too() {
     let denies = message("filter", "KUBE-POD-FW-A", 3, &[expression("reject", &[])]);
     let drops = message("filter", "cali-tw-b", 4, &[verdict(0, "")]);

@@ -1,6 +1,7 @@
 //! Each verdict by the readers that bring it about, and by those that do not.
 
 use super::*;
+use crate::fact::{Fact, Gap};
 use crate::model::{ChainHook, LegacyTable, Programmed};
 use crate::rules::netfilter::tests::{at, base, fact, judged, node, of, table};
 
