@@ -238,7 +238,21 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         let found = finding(code, thing(Thing::Table, table.title()), evidence);
         verdicts.add(Finding { confidence, ..found });
     }
+    unread(table, netfilter, tools, verdicts);
     misprinted(table, &readers, verdicts);
+}
+
+/// What nobody had time to look at may be an iptables that cannot read a table.
+fn unread(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: &mut Verdicts) {
+    let mut unread = tools.spaces.iter().filter(|space| space.is_unread).peekable();
+    if unread.peek().is_none() || obstacles(table).next().is_none() {
+        return;
+    }
+    verdicts.blind(&[Code::NftTableUnreadableBySome, Code::NftRuleMisprinted]);
+    let may_read = |(_, backend)| backend != Backend::Elsewhere;
+    if unread.any(|space| agents(space, table, netfilter).any(may_read)) {
+        verdicts.blind(&[Code::NftTableIncompatible]);
+    }
 }
 
 fn no_version_reads(table: &NftTable) -> bool {

@@ -201,6 +201,19 @@ fn where_legacy_tables_are_hidden_an_agent_without_chains_is_not_judged() {
 }
 
 #[test]
+fn a_reader_that_was_not_looked_at_is_not_known_to_read() {
+    let blind = |table: NftTable, process: &str| {
+        let unread = ToolSpace { is_unread: true, iptables: None, ..space("1.8.4", process) };
+        let tools = fact(Tools { spaces: vec![host("1.8.9"), unread] });
+        judged(&Snapshot { tools, ..node(of(vec![table]), Vec::new()) }).blind
+    };
+    let (some, misprinted) = (Code::NftTableUnreadableBySome, Code::NftRuleMisprinted);
+    assert_eq!(blind(range(), "nginx"), [some, misprinted]);
+    assert_eq!(blind(range(), "calico-node"), [some, misprinted, Code::NftTableIncompatible]);
+    assert_eq!(blind(table("filter"), "calico-node"), []);
+}
+
+#[test]
 fn a_foreign_base_chain_stops_those_before_1_8_8() {
     let agent = found(foreign(), vec![space("1.8.7", "kube-proxy")]);
     assert_eq!(agent[0].code, Code::NftTableIncompatible);
