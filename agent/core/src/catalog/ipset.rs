@@ -35,7 +35,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[],
         meaning: "The kernel refuses every further member (\"Set … is full, maxelem … reached\"): rules do not know the addresses that are missing, so that new pods or nodes are dropped or not covered by a policy.",
-        remedy: "`ipset list -t {name}` shows `maxelem`. Raise it where the set's owner is configured (Felix: `maxIpsetSize`), or by hand: `ipset create BIG {kind} maxelem N` with the other options of the set's header, fill it, `ipset swap BIG {name}`, `ipset destroy BIG`.",
+        remedy: "`ipset list -t {name}` shows `maxelem`. Raise it where the set's owner is configured (Felix: `maxIpsetSize`), or by hand, with an ipset that is no newer than the owner's (else that one cannot read the set): `ipset create BIG {kind} maxelem N` with the other options of the set's header, fill it, `ipset swap BIG {name}`, `ipset destroy BIG`.",
     },
     Entry {
         code: Code::IpsetNearlyFull,

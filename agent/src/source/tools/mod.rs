@@ -5,6 +5,7 @@
 //! can touch this node's sets and rules. Their file systems are reached through
 //! /proc/PID/root, which takes CAP_SYS_PTRACE (proc_pid_root(5)).
 
+mod inhabitants;
 mod places;
 mod root;
 pub mod translate;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc::Sender;
 use super::meter::{Closed, disabled, metered, pause};
 use super::{Options, SourceError};
 use crate::clock;
+use inhabitants::{Inhabitants, in_order};
 use places::{Bundle, Carried, Programs};
 use root::{Root, Versions};
 
@@ -40,8 +42,6 @@ const PATIENCE_NS: u64 = 2 * SECOND;
 const MOST_PROCESSES: usize = 65_536;
 /// Mount namespaces that are looked into.
 const MOST_SPACES: usize = 256;
-/// Processes of one mount namespace that are named.
-const MOST_NAMED: usize = 8;
 /// Bytes that are read of a process's list of mounts.
 const MOUNTS_BYTES: u64 = 1 << 20;
 
@@ -50,23 +50,6 @@ const CAP_SYS_PTRACE: u32 = 19;
 
 /// A K3s that has only what there is beside it.
 const NOTHING: Bundle = Bundle { ipset: Carried::Not, iptables: Carried::Not };
-
-/// Programs that work on sets or rules, those first that matter most.
-const USERS: [&str; 13] = [
-    "calico-node",
-    "k3s",
-    "k3s-server",
-    "k3s-agent",
-    "kube-router",
-    "kube-proxy",
-    "cilium-agent",
-    "flanneld",
-    "weave-npc",
-    "antrea-agent",
-    "kubelet",
-    "firewalld",
-    "dockerd",
-];
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -116,13 +99,6 @@ fn unreachable(source: io::Error) -> SourceError {
 /// The kernel cannot keep to a root, or may not.
 fn unbounded(source: io::Error) -> SourceError {
     SourceError::io("looking for tools below /proc/PID/root (openat2, Linux 5.6)", source)
-}
-
-/// The processes of one mount namespace.
-#[derive(Debug, Default)]
-struct Inhabitants {
-    /// A few, those first that matter most.
-    processes: Vec<(usize, ToolProcess)>,
 }
 
 /// What a look into a mount namespace found.
@@ -188,8 +164,7 @@ impl Finder {
         let mut others = self.others(inhabitants, &programs, &mut of_host)?;
         others.sort_by_key(|space| space.mount_namespace);
         // What else runs on a host is no container's and says nothing.
-        let users = of_host.processes.into_iter().filter(|(rank, _)| *rank < USERS.len());
-        let processes = users.map(|(_, process)| process).collect();
+        let processes = of_host.users();
         let space = ToolSpace { mount_namespace: host, is_host: true, processes, ..tools };
         let mut spaces = self.with_k3s(&root, space)?;
         spaces.append(&mut others);
@@ -211,8 +186,7 @@ impl Finder {
         let mut before = std::mem::take(&mut self.before);
         let mut spaces = Vec::new();
         for (number, them) in in_order(inhabitants, &left) {
-            let Some((_, first)) = them.processes.first() else { continue };
-            let pid = first.pid;
+            let Some(pid) = them.first() else { continue };
             let looked = if clock::mono() < until {
                 self.container(number, &them, of_host)?
             } else {
@@ -223,7 +197,7 @@ impl Finder {
             };
             match &looked {
                 Looked::OfHost => {
-                    them.processes.into_iter().for_each(|(_, process)| host.take(process));
+                    them.named().into_iter().for_each(|process| host.take(process));
                 }
                 Looked::Apart(found) => spaces.extend_from_slice(found),
             }
@@ -343,7 +317,7 @@ impl Finder {
         inhabitants: &Inhabitants,
         of_host: &Programs,
     ) -> Result<Looked, SourceError> {
-        for (_, process) in &inhabitants.processes {
+        for process in inhabitants.named() {
             let pid = process.pid.to_string();
             let folder = self.place.proc.join(&pid);
             let root = match Root::open(&folder.join("root")) {
@@ -372,49 +346,12 @@ impl Finder {
     }
 }
 
-/// Agents first, and before others of their kind those that were left the last time.
-fn in_order(
-    inhabitants: BTreeMap<u64, Inhabitants>,
-    left: &BTreeSet<u64>,
-) -> Vec<(u64, Inhabitants)> {
-    let mut inhabitants: Vec<_> = inhabitants.into_iter().collect();
-    inhabitants.sort_by_key(|(number, them)| {
-        (!them.has_user(), !left.contains(number), them.rank(), *number)
-    });
-    inhabitants
-}
-
 impl Looked {
     fn unread(mount_namespace: u64, inhabitants: &Inhabitants) -> Self {
         let processes = inhabitants.named();
         let space =
             ToolSpace { mount_namespace, is_unread: true, processes, ..ToolSpace::default() };
         Self::Apart(vec![space])
-    }
-}
-
-impl Inhabitants {
-    /// The place among those that matter of the one who matters most.
-    fn rank(&self) -> usize {
-        self.processes.first().map_or(USERS.len(), |(rank, _)| *rank)
-    }
-
-    /// Whether one of them is known to work on sets or rules.
-    fn has_user(&self) -> bool {
-        self.rank() < USERS.len()
-    }
-
-    fn named(&self) -> Vec<ToolProcess> {
-        self.processes.iter().map(|(_, process)| process.clone()).collect()
-    }
-
-    /// Keeps a process, if it matters more than those that are kept.
-    fn take(&mut self, process: ToolProcess) {
-        let rank = USERS.iter().position(|user| *user == process.name).unwrap_or(USERS.len());
-        let key = (rank, process.pid);
-        let position = self.processes.partition_point(|(rank, other)| (*rank, other.pid) < key);
-        self.processes.insert(position, (rank, process));
-        self.processes.truncate(MOST_NAMED);
     }
 }
 

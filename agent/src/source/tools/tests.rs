@@ -19,8 +19,11 @@ fn those_that_matter_are_named_first_and_few() {
     }
     found.take(process(99, "calico-node"));
     found.take(process(50, "kube-proxy"));
-    let named: Vec<_> = found.processes.iter().map(|(_, process)| process.pid).collect();
+    let named: Vec<_> = found.named().iter().map(|process| process.pid).collect();
     assert_eq!(named, [99, 50, 10, 11, 12, 13, 14, 15]);
+    assert_eq!(found.first(), Some(99));
+    let users: Vec<_> = found.users().iter().map(|process| process.pid).collect();
+    assert_eq!(users, [99, 50]);
 }
 
 #[test]
