@@ -14,6 +14,7 @@ use super::expected::{
 use super::{A, B, C, Fault, LIVE, Limits, PLAIN};
 use crate::container::{Age, Container, Tool};
 use crate::interrupt;
+use crate::poll;
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
@@ -25,6 +26,7 @@ pub(super) const FAULTS: &[Fault] = &[
             sh(cluster, CONTROLLERS)?;
             reader(cluster, "calico-node", Age::Current)?;
             reader_says(cluster, "fine")?;
+            agent_sees(cluster, "\"name\":\"calico-node\"}")?;
             sh(cluster, UNREADABLE)?;
             reader_says(cluster, "Table `filter' is incompatible")
         },
@@ -420,6 +422,19 @@ fn reader_says(cluster: &mut Cluster, words: &str) -> Result<()> {
     let limit = Duration::from_secs(20);
     let said = interrupt::wait_until(limit, || Ok(guest.text("said").contains(words)))?;
     ensure!(said, "the reader says `{}` instead of `{words}`", guest.text("said").trim());
+    Ok(())
+}
+
+/// Waits until the agent of the node that has the fault, where one runs, has this in
+/// its snapshot.
+fn agent_sees(cluster: &Cluster, words: &str) -> Result<()> {
+    let node = cluster.node(B)?;
+    if node.agent.is_none() {
+        return Ok(());
+    }
+    let sees = || Ok(poll::fetch(node, "/v1/snapshot")?.contains(words));
+    let seen = interrupt::wait_until(Duration::from_secs(20), sees)?;
+    ensure!(seen, "the agent has not seen {words}");
     Ok(())
 }
 
