@@ -2,7 +2,7 @@
 
 use overlaywatch_core::catalog::{Code, Severity};
 use overlaywatch_core::diagnose::{Active, Diagnosis, PeerState, Status};
-use overlaywatch_core::finding::{Direction, Evidence, Finding, Subject};
+use overlaywatch_core::finding::{Direction, Evidence, Finding, Subject, Thing};
 use overlaywatch_core::ladder::Segment;
 use overlaywatch_core::model::{Encapsulation, PeerId};
 use overlaywatch_core::snapshot::Snapshot;
@@ -60,11 +60,12 @@ pub fn list(names: &[String]) -> String {
 pub(super) fn remedy(snapshot: &Snapshot, finding: &Finding) -> String {
     let (mut peer_name, mut device, mut address, mut wrap) =
         ("the peer".to_owned(), "the tunnel device".to_owned(), None, None);
-    let mut thing = "NAME";
+    let mut thing = "NAME".to_owned();
     match &finding.subject {
         Subject::Node => address = snapshot.node.underlay,
         Subject::Device { name } => device.clone_from(name),
-        Subject::Thing { name, .. } => thing = name,
+        Subject::Thing { what: Thing::Set, name } => thing = quoted(name),
+        Subject::Thing { name, .. } => thing.clone_from(name),
         Subject::Pair { peer: id, encapsulation } => {
             peer_name = peer(snapshot, *id);
             address = Some(id.0);
@@ -86,11 +87,21 @@ pub(super) fn remedy(snapshot: &Snapshot, finding: &Finding) -> String {
     told.fold(finding.code.entry().remedy.to_owned(), |text, (place, word)| {
         text.replace(place, &word)
     })
-    .replace("{name}", thing)
+    .replace("{name}", &thing)
     .replace("{peer}", &peer_name)
     .replace("{device}", &device)
     .replace("{address}", &address)
     .replace("{encapsulation}", &wrap)
+}
+
+/// A name as one word of a shell's command: whoever may make a set may call it
+/// anything, and what a remedy says is typed as root.
+fn quoted(name: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,:@%+=/".contains(&byte);
+    if name.bytes().all(is_plain) {
+        return name.to_owned();
+    }
+    format!("'{}'", name.replace('\'', "'\\''"))
 }
 
 /// The device that leads to a peer through an encapsulation.
@@ -251,5 +262,31 @@ impl<'a> Group<'a> {
             }
             _ => format!("{who}: {title}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlaywatch_core::finding::Confidence;
+
+    use super::*;
+
+    #[test]
+    fn a_sets_name_is_one_word_of_a_command_whatever_it_is() {
+        let remedy = |name: &str| {
+            let subject = Subject::Thing { what: Thing::Set, name: name.to_owned() };
+            let finding = Finding {
+                code: Code::IpsetReaderTooOld,
+                subject,
+                direction: None,
+                hop: None,
+                evidence: Vec::new(),
+                confidence: Confidence::Certain,
+            };
+            remedy(&Snapshot::default(), &finding)
+        };
+        assert!(remedy("cali40s:Ab_-1").contains("`ipset save cali40s:Ab_-1 | sed"));
+        let hostile = remedy("cali';reboot;$(id)`'");
+        assert!(hostile.contains(r"ipset save 'cali'\'';reboot;$(id)`'\''' | sed"), "{hostile}");
     }
 }

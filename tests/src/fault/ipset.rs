@@ -41,16 +41,11 @@ pub(super) const FAULTS: &[Fault] = &[
             let mut writer = cluster.guests.pop().context("no writer runs")?;
             let writer = writer.downcast_mut::<Container>().context("no writer runs")?;
             writer.finish(BEGINS_WITHIN)?;
-            // What the remedy says.
-            let node = cluster.node(A)?;
-            let old = |line: &str| -> Result<()> {
-                let command = ["-t", &pid, "-m", "-r", "ipset"].into_iter();
-                run(node.netns.command("nsenter").args(command.chain(line.split(' '))))
-            };
             ipset(cluster, "destroy KUBE-DST-LAB")?;
-            old("create OLD hash:ip family inet")?;
-            old("swap OLD cali40this-host")?;
-            old("destroy OLD")?;
+            as_the_remedy_says(cluster, SET, &pid)?;
+            let members = cluster.node(A)?.netns.command("ipset").args(["save", SET]).output()?;
+            let members = String::from_utf8_lossy(&members.stdout).into_owned();
+            ensure!(members.contains("add cali40this-host 10.0.0.11"), "lost: {members}");
             felix_says(cluster, "fine")
         },
         expected: &[of_set(Code::IpsetReaderTooOld, SET).telling(&[
@@ -269,6 +264,21 @@ fn agent_sees(cluster: &Cluster, words: &str) -> Result<()> {
         wait_until(BEGINS_WITHIN, || Ok(poll::fetch(node, "/v1/snapshot")?.contains(words)))?;
     ensure!(seen, "the agent has not seen {words}");
     Ok(())
+}
+
+/// Runs the command that the remedy prints, word for word. What enters calico-node's
+/// container in the place of crictl keeps nothing else of what runs it.
+fn as_the_remedy_says(cluster: &Cluster, set: &str, pid: &str) -> Result<()> {
+    let remedy = Code::IpsetReaderTooOld.entry().remedy;
+    let mut commands = remedy.split('`').skip(1).step_by(2);
+    let command = commands.find(|command| command.starts_with("ipset save "));
+    let command = command.context("no command gives a set back its revision")?;
+    let crictl = format!(
+        "crictl() {{ case $1 in ps) echo container;; exec) shift 3; nsenter -t {pid} -m -r \"$@\";; \
+         esac; }}\n"
+    );
+    let script = crictl + &command.replace("{name}", set);
+    run(cluster.node(A)?.netns.command("sh").args(["-ec", &script]))
 }
 
 /// A set of 100 places with so many members.

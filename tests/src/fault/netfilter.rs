@@ -14,24 +14,59 @@ use super::expected::{
 use super::{A, B, C, Fault, LIVE, Limits, PLAIN};
 use crate::container::{Age, Container, Tool};
 use crate::interrupt;
+use crate::poll;
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "nft-rule-in-iptables-table",
-        about: "an operator adds a rule with nft to the table that iptables-nft keeps",
+        about: "an operator adds a rule with nft to the table that iptables-nft keeps for Calico",
         inject: |cluster| {
-            iptables_table(cluster)?;
-            sh(cluster, "nft add rule ip filter FORWARD ct state established accept")
+            sh(cluster, CONTROLLERS)?;
+            reader(cluster, "calico-node", Age::Current)?;
+            reader_says(cluster, "fine")?;
+            agent_sees(cluster, "\"name\":\"calico-node\"}")?;
+            sh(cluster, UNREADABLE)?;
+            reader_says(cluster, "Table `filter' is incompatible")
         },
-        heal: no_iptables_table,
+        heal: |cluster| {
+            let handle = "nft -a list chain ip filter FORWARD | \
+                          sed -n 's/.*ct state established accept # handle //p'";
+            sh(cluster, &format!("nft delete rule ip filter FORWARD handle $({handle})"))?;
+            reader_says(cluster, "fine")
+        },
         expected: &[says_itself(B, Code::NftTableIncompatible, table("ip filter")).telling(&[
             "table ip filter, chain FORWARD, handle",
             "expression ct is unreadable for every iptables-nft",
+            "of calico-node (process ",
+            "in a container cannot read table ip filter: nor can any other version",
         ])],
-        unlike: &[Code::NftRuleMisprinted, Code::ForeignBaseChain, Code::RulesFlood],
+        unlike: &[
+            Code::NftTableUnreadableBySome,
+            Code::NftRuleMisprinted,
+            Code::ForeignBaseChain,
+            Code::RulesFlood,
+        ],
+        limits: TOOLS,
         incident: Some(6),
+        ..HARMLESS
+    },
+    Fault {
+        name: "nft-rule-that-no-agent-reads",
+        about: "an operator adds a rule with nft to a table of iptables-nft on a node where no \
+                agent uses iptables",
+        inject: |cluster| {
+            iptables_table(cluster)?;
+            sh(cluster, UNREADABLE)
+        },
+        heal: no_iptables_table,
+        expected: &[says_itself(B, Code::NftTableUnreadableBySome, table("ip filter")).telling(&[
+            "table ip filter, chain FORWARD, handle",
+            "expression ct is unreadable for every iptables-nft",
+            "on the host, which no agent is known to use, cannot read table ip filter",
+        ])],
+        unlike: &[Code::NftTableIncompatible, Code::NftRuleMisprinted],
         ..HARMLESS
     },
     Fault {
@@ -297,6 +332,9 @@ const TOOLS: Limits = Limits { detect: Duration::from_secs(30), ..LIVE };
 /// Since 1.8.8 iptables writes it as an expression that older ones do not know.
 const RANGE: &str = "iptables-nft -A FORWARD -p tcp --dport 1000:2000 -j ACCEPT";
 
+/// What no iptables can read, since it is none of its own.
+const UNREADABLE: &str = "nft add rule ip filter FORWARD ct state established accept";
+
 /// Chains with the names, and a few of the rules, of kube-proxy and Felix.
 const CONTROLLERS: &str = "iptables-nft-restore --noflush <<'RULES'
 *filter
@@ -444,6 +482,19 @@ fn reader_says(cluster: &mut Cluster, words: &str) -> Result<()> {
     let limit = Duration::from_secs(20);
     let said = interrupt::wait_until(limit, || Ok(guest.text("said").contains(words)))?;
     ensure!(said, "the reader says `{}` instead of `{words}`", guest.text("said").trim());
+    Ok(())
+}
+
+/// Waits until the agent of the node that has the fault, where one runs, has this in
+/// its snapshot.
+fn agent_sees(cluster: &Cluster, words: &str) -> Result<()> {
+    let node = cluster.node(B)?;
+    if node.agent.is_none() {
+        return Ok(());
+    }
+    let sees = || Ok(poll::fetch(node, "/v1/snapshot")?.contains(words));
+    let seen = interrupt::wait_until(Duration::from_secs(20), sees)?;
+    ensure!(seen, "the agent has not seen {words}");
     Ok(())
 }
 

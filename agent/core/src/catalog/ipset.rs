@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[],
         meaning: "Somebody made a set with a newer revision than the ipset inside of calico-node's image knows. Felix lists its own sets, up to Calico 3.27.0 also those of others, and fails on this one (\"Kernel and userspace incompatible: settype … with revision … not supported by userspace\"): its readiness probe answers 503, and no rule, set or route of a new or changed pod is programmed. Which ipset the host has does not matter: upgrading it changes nothing.",
-        remedy: "Stop whoever makes sets anew with a newer tool; the evidence names it. K3s: restart server and agents with `--disable-network-policy` (a node that was not restarted still runs the controller); kube-router: 2.7.0 or later. Then give each set back its old revision with the container's own tool, and restart calico-node, which fills it again: `nsenter -t {pid} -m ipset create OLD {kind} family {family}`, `nsenter -t {pid} -m ipset swap OLD {name}`, `nsenter -t {pid} -m ipset destroy OLD`; a foreign set that nothing refers to: `ipset destroy {name}`. Calico 3.30.6, 3.31.3 and 3.32.0 heal such sets themselves.",
+        remedy: "First stop whoever makes sets anew with a newer tool; the evidence names it. K3s: restart server and agents with `--disable-network-policy` (a node that was not restarted still runs the controller); kube-router: 2.7.0 or later. Then give each set that the evidence names the revision that calico-node's own ipset makes; its members stay: on this node `ipset save {name} | sed -E 's/^(\\w+) \\S+/\\1 OLD/; s/ bucketsize \\S+ initval \\S+//' | crictl exec -i $(crictl ps -q --name '^calico-node$' --label io.kubernetes.pod.namespace=kube-system) ipset restore && ipset swap OLD {name} && ipset destroy OLD` (calico-system, where the operator installed it; `kubectl exec -i` into that pod does the same). Run the container's ipset in no other way: not with the host's rights. A set that is neither Calico's nor in use can be removed instead: `ipset destroy {name}`. At last restart calico-node. Calico 3.30.6, 3.31.3 and 3.32.0 heal such sets themselves.",
     },
     Entry {
         code: Code::IpsetReaderBehind,
@@ -35,7 +35,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[],
         meaning: "The kernel refuses every further member (\"Set … is full, maxelem … reached\"): rules do not know the addresses that are missing, so that new pods or nodes are dropped or not covered by a policy.",
-        remedy: "`ipset list -t {name}` shows `maxelem`. Raise it where the set's owner is configured (Felix: `maxIpsetSize`), or by hand: `ipset create BIG {kind} maxelem N` with the other options of the set's header, fill it, `ipset swap BIG {name}`, `ipset destroy BIG`.",
+        remedy: "`ipset list -t {name}` shows `maxelem`. Raise it where the set's owner is configured (Felix: `maxIpsetSize`), or by hand, with an ipset that is no newer than the owner's (else that one cannot read the set): `ipset create BIG {kind} maxelem N` with the other options of the set's header, fill it, `ipset swap BIG {name}`, `ipset destroy BIG`.",
     },
     Entry {
         code: Code::IpsetNearlyFull,

@@ -304,6 +304,15 @@ mod tests {
     }
 
     #[test]
+    fn no_remedy_runs_a_containers_file_with_the_hosts_rights() {
+        for entry in CATALOG {
+            for way in ["nsenter", "chroot", "/proc/"] {
+                assert!(!entry.remedy.contains(way), "{} says {way}", entry.slug);
+            }
+        }
+    }
+
+    #[test]
     fn parents_form_no_circle() {
         fn reaches(from: Code, to: Code, depth: usize) -> bool {
             depth > 0 && from.entry().parents().any(|p| p == to || reaches(p, to, depth - 1))

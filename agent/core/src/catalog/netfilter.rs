@@ -44,7 +44,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 1000,
         clear_after_seconds: 5,
         parents: &[],
-        meaning: "A table of iptables-nft has what no version of it can read, or what that of an agent of this node cannot; which one an agent uses is that of its own container, whatever the host has. The tool refuses the whole table: Felix stops working at its next restart or resync, kube-proxy and kube-router see no rules, or append theirs again and again.",
+        meaning: "An agent of this node uses iptables-nft, and one of its tables has what the agent's version cannot read, or no version can; which one an agent uses is that of its own container, whatever the host has. The tool refuses the whole table: Felix stops working at its next restart or resync, kube-proxy and kube-router see no rules, or append theirs again and again.",
         remedy: "A rule that was added with nft: move it to a table of its own (`nft add table inet local`), then `nft delete rule {table} {chain} handle {handle}`. What a newer iptables wrote (a range of ports, NFLOG): bring the agent named here to an image with the version that is named as the first that reads it, or let whoever wrote the rule do without. A foreign base chain: move it, too. Not `nft flush ruleset`, which removes the rules of kube-proxy and the CNI as well.",
     },
     Entry {

@@ -87,14 +87,6 @@ impl SetEvidence {
     /// What it puts in the place of placeholders in a remedy.
     pub(super) fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Beyond { set_type, family, pid, .. } => {
-                let family = if *family == Some(6) { "inet6" } else { "inet" };
-                vec![
-                    ("{kind}", set_type.clone()),
-                    ("{family}", family.to_owned()),
-                    ("{pid}", pid.to_string()),
-                ]
-            }
             Self::Filled { set_type, .. } => vec![("{kind}", set_type.clone())],
             _ => Vec::new(),
         }

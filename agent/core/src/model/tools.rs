@@ -24,8 +24,11 @@ pub struct ToolSpace {
     pub mount_namespace: u64,
     /// The mount namespace is the first process's.
     pub is_host: bool,
+    /// There was no time to look into it: what it has is not known.
+    pub is_unread: bool,
     /// A few of its processes in this network namespace, those first that are
-    /// known to work on sets and rules.
+    /// known to work on sets and rules. To the host's belong those of other mount
+    /// namespaces whose tools are the host's files.
     pub processes: Vec<ToolProcess>,
     /// ipset(8)'s library; none where none was found or its version is not told.
     pub ipset: Option<ToolVersion>,

@@ -130,6 +130,10 @@ fn readers(
     verdicts: &mut Verdicts,
 ) {
     let Known { sets, tools, .. } = all;
+    let is_one = |process: &ToolProcess| names.contains(&process.name.as_str());
+    if tools.spaces.iter().any(|space| space.is_unread && space.processes.iter().any(is_one)) {
+        verdicts.blind(&[code]);
+    }
     let found: Vec<_> =
         tools.spaces.iter().filter_map(|space| reader(space, names, &reads, sets)).collect();
     let Some((first, _)) = found.iter().find_map(|reader| reader.sets.first()) else { return };
@@ -474,6 +478,21 @@ mod tests {
         };
         assert_eq!(code(vec![space(2, "7.15", "kube-router")]), [Code::IpsetReaderBehind]);
         assert_eq!(code(vec![space(2, "7.16", "kube-router")]), []);
+    }
+
+    #[test]
+    fn a_reader_that_was_not_looked_at_is_not_known_to_be_content() {
+        let judged = |process: &str| {
+            let unread = ToolSpace { is_unread: true, ipset: None, ..space(3, "7.10", process) };
+            let spaces = vec![space(2, "7.10", FELIX), unread];
+            let verdicts = said(seen(sets(vec![set("cali40masq", 6)])), seen(Tools { spaces }));
+            let codes: Vec<_> = verdicts.findings.iter().map(|finding| finding.code).collect();
+            assert_eq!(codes, [Code::IpsetReaderTooOld], "what was read is judged");
+            verdicts.blind
+        };
+        assert_eq!(judged(FELIX), [Code::IpsetReaderTooOld]);
+        assert_eq!(judged(KUBE_ROUTER), [Code::IpsetReaderBehind]);
+        assert_eq!(judged("nginx"), []);
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! can touch this node's sets and rules. Their file systems are reached through
 //! /proc/PID/root, which takes CAP_SYS_PTRACE (proc_pid_root(5)).
 
+mod inhabitants;
 mod places;
 mod root;
 pub mod translate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ use tokio::sync::mpsc::Sender;
 use super::meter::{Closed, disabled, metered, pause};
 use super::{Options, SourceError};
 use crate::clock;
-use places::{Bundle, Carried};
+use inhabitants::{Inhabitants, in_order};
+use places::{Bundle, Carried, Programs};
 use root::{Root, Versions};
 
 /// Least time between two looks.
@@ -32,15 +34,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(60);
 /// A look may take this share of a core: one in 500.
 const SHARE: u32 = 500;
-/// A look that takes longer than this is given up.
+/// A look at processes that takes longer than this is given up; a look into their
+/// mount namespaces ends then with what was read.
 const PATIENCE_NS: u64 = 2 * SECOND;
 /// Processes that are looked at; `kernel.pid_max` is higher on large machines,
 /// and no node runs that many.
 const MOST_PROCESSES: usize = 65_536;
 /// Mount namespaces that are looked into.
 const MOST_SPACES: usize = 256;
-/// Processes of one mount namespace that are named.
-const MOST_NAMED: usize = 8;
 /// Bytes that are read of a process's list of mounts.
 const MOUNTS_BYTES: u64 = 1 << 20;
 
@@ -49,23 +50,6 @@ const CAP_SYS_PTRACE: u32 = 19;
 
 /// A K3s that has only what there is beside it.
 const NOTHING: Bundle = Bundle { ipset: Carried::Not, iptables: Carried::Not };
-
-/// Programs that work on sets or rules, those first that matter most.
-const USERS: [&str; 13] = [
-    "calico-node",
-    "k3s",
-    "k3s-server",
-    "k3s-agent",
-    "kube-router",
-    "kube-proxy",
-    "cilium-agent",
-    "flanneld",
-    "weave-npc",
-    "antrea-agent",
-    "kubelet",
-    "firewalld",
-    "dockerd",
-];
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -117,11 +101,13 @@ fn unbounded(source: io::Error) -> SourceError {
     SourceError::io("looking for tools below /proc/PID/root (openat2, Linux 5.6)", source)
 }
 
-/// The processes of one mount namespace.
-#[derive(Debug, Default)]
-struct Inhabitants {
-    /// A few, those first that matter most.
-    processes: Vec<(usize, ToolProcess)>,
+/// What a look into a mount namespace found.
+#[derive(Clone, Debug)]
+enum Looked {
+    /// Its programs are the host's files.
+    OfHost,
+    /// A space, and one for what K3s carries; none where nothing may be read.
+    Apart(Vec<ToolSpace>),
 }
 
 /// Looks for tools, and remembers the versions of files.
@@ -129,21 +115,33 @@ struct Inhabitants {
 pub struct Finder {
     place: Place,
     versions: Versions,
+    patience_ns: u64,
+    /// What was found in each mount namespace but the host's, and by whose root.
+    before: BTreeMap<u64, (u32, Looked)>,
+    /// Mount namespaces that the last look did not come to.
+    left: BTreeSet<u64>,
 }
 
 impl Finder {
     /// Nothing found yet.
     #[must_use]
     pub fn new(place: Place) -> Self {
-        Self { place, versions: Versions::default() }
+        Self {
+            place,
+            versions: Versions::default(),
+            patience_ns: PATIENCE_NS,
+            before: BTreeMap::new(),
+            left: BTreeSet::new(),
+        }
     }
 
     /// One look.
     ///
     /// # Errors
-    /// When processes or their file systems cannot be reached, or it takes too long.
+    /// When processes or their file systems cannot be reached, or to list them
+    /// takes too long.
     pub fn look(&mut self) -> Result<Tools, SourceError> {
-        let until = Mono(clock::mono().0.saturating_add(PATIENCE_NS));
+        let until = clock::mono().plus(PATIENCE_NS);
         // Where the first process is out of reach for all, as in a sandbox, the
         // agent's own file system stands for the host's.
         let first = match self.link("1", "mnt") {
@@ -160,15 +158,52 @@ impl Finder {
             first => first.map(|_| "1").map_err(unreachable)?,
         };
         let host = self.link(first, "mnt").map_err(unreachable)?;
-        let mut inhabitants = self.inhabitants(until)?;
-        let of_host = inhabitants.remove(&host).unwrap_or_default();
-        let mut spaces = self.host(first, host, of_host)?;
-        for (mount_namespace, inhabitants) in inhabitants {
-            in_time(until)?;
-            spaces.extend(self.container(mount_namespace, inhabitants)?);
-        }
+        let mut inhabitants = self.inhabitants(host, until)?;
+        let mut of_host = inhabitants.remove(&host).unwrap_or_default();
+        let (root, tools, programs) = self.host(first)?;
+        let mut others = self.others(inhabitants, &programs, &mut of_host)?;
+        others.sort_by_key(|space| space.mount_namespace);
+        // What else runs on a host is no container's and says nothing.
+        let processes = of_host.users();
+        let space = ToolSpace { mount_namespace: host, is_host: true, processes, ..tools };
+        let mut spaces = self.with_k3s(&root, space)?;
+        spaces.append(&mut others);
         self.versions.forget_unused();
         Ok(Tools { spaces })
+    }
+
+    /// The spaces beside the host's. Whoever may be hostile can keep a look busy
+    /// with files that change: so agents come first, of these those that the last
+    /// look did not come to, and what it did not come to now is as it was before.
+    fn others(
+        &mut self,
+        inhabitants: BTreeMap<u64, Inhabitants>,
+        of_host: &Programs,
+        host: &mut Inhabitants,
+    ) -> Result<Vec<ToolSpace>, SourceError> {
+        let until = clock::mono().plus(self.patience_ns);
+        let left = std::mem::take(&mut self.left);
+        let mut before = std::mem::take(&mut self.before);
+        let mut spaces = Vec::new();
+        for (number, them) in in_order(inhabitants, &left) {
+            let Some(pid) = them.first() else { continue };
+            let looked = if clock::mono() < until {
+                self.container(number, &them, of_host)?
+            } else {
+                self.left.insert(number);
+                // The number may have gone to another one meanwhile.
+                let known = before.remove(&number).filter(|(known, _)| *known == pid);
+                known.map_or_else(|| Looked::unread(number, &them), |(_, looked)| looked)
+            };
+            match &looked {
+                Looked::OfHost => {
+                    them.named().into_iter().for_each(|process| host.take(process));
+                }
+                Looked::Apart(found) => spaces.extend_from_slice(found),
+            }
+            self.before.insert(number, (pid, looked));
+        }
+        Ok(spaces)
     }
 
     /// The number of a process's namespace.
@@ -186,8 +221,13 @@ impl Finder {
         Ok(translate::has_capability(&status, CAP_SYS_PTRACE))
     }
 
-    /// Who shares the agent's network, by mount namespace.
-    fn inhabitants(&self, until: Mono) -> Result<BTreeMap<u64, Inhabitants>, SourceError> {
+    /// Who shares the agent's network, by mount namespace. Of too many those of
+    /// programs that matter stay, and the host's.
+    fn inhabitants(
+        &self,
+        host: u64,
+        until: Mono,
+    ) -> Result<BTreeMap<u64, Inhabitants>, SourceError> {
         let own = self.link("thread-self", "net").map_err(unreachable)?;
         let mut found = BTreeMap::<u64, Inhabitants>::new();
         let processes = fs::read_dir(&self.place.proc).map_err(unreachable)?;
@@ -211,10 +251,12 @@ impl Finder {
                 // It has ended meanwhile, or nobody may look at it.
                 Err(_) => continue,
             };
-            let is_known = found.contains_key(&mount_namespace);
-            if is_known || found.len() < MOST_SPACES {
-                let name = self.name(process);
-                found.entry(mount_namespace).or_default().take(ToolProcess { pid, name });
+            let name = self.name(process);
+            found.entry(mount_namespace).or_default().take(ToolProcess { pid, name });
+            if found.len() > MOST_SPACES {
+                let others = found.iter().filter(|(number, _)| **number != host);
+                let least = others.max_by_key(|(_, them)| them.rank()).map(|(number, _)| *number);
+                least.map(|number| found.remove(&number));
             }
         }
         Ok(found)
@@ -226,28 +268,15 @@ impl Finder {
         String::from_utf8_lossy(&name).trim_end().escape_debug().to_string()
     }
 
-    /// The host's tools, and those that K3s brings.
-    fn host(
-        &mut self,
-        first: &str,
-        number: u64,
-        found: Inhabitants,
-    ) -> Result<Vec<ToolSpace>, SourceError> {
+    /// The host's root, its tools and their files.
+    fn host(&mut self, first: &str) -> Result<(Root, ToolSpace, Programs), SourceError> {
         let path = self.place.proc.join(first).join("root");
         // What mounts there are is no secret; where nobody says so, none is avoided.
         let mounts = mounts(&self.place.proc.join(first)).unwrap_or_default();
         let avoided = translate::served(&mounts).map(str::to_owned).collect();
         let root = Root::open(&path).map_err(unreachable)?.crossing(avoided);
-        // What else runs on a host is no container's and says nothing.
-        let users = found.processes.into_iter().filter(|(rank, _)| *rank < USERS.len());
-        let processes = users.map(|(_, process)| process).collect();
-        let host = ToolSpace {
-            mount_namespace: number,
-            is_host: true,
-            processes,
-            ..places::tools(&root, &mut self.versions).map_err(unbounded)?
-        };
-        self.with_k3s(&root, host)
+        let (tools, programs) = places::tools(&root, &mut self.versions).map_err(unbounded)?;
+        Ok((root, tools, programs))
     }
 
     /// A space, and that of a K3s in it which brings tools of its own.
@@ -285,9 +314,10 @@ impl Finder {
     fn container(
         &mut self,
         number: u64,
-        inhabitants: Inhabitants,
-    ) -> Result<Vec<ToolSpace>, SourceError> {
-        for (_, process) in &inhabitants.processes {
+        inhabitants: &Inhabitants,
+        of_host: &Programs,
+    ) -> Result<Looked, SourceError> {
+        for process in inhabitants.named() {
             let pid = process.pid.to_string();
             let folder = self.place.proc.join(&pid);
             let root = match Root::open(&folder.join("root")) {
@@ -302,26 +332,26 @@ impl Finder {
                 continue;
             }
             if !is_local(&root, &folder) {
-                return Ok(Vec::new());
+                break;
             }
-            let tools = places::tools(&root, &mut self.versions).map_err(unbounded)?;
-            let processes = inhabitants.processes.into_iter().map(|(_, process)| process);
-            let space =
-                ToolSpace { mount_namespace: number, processes: processes.collect(), ..tools };
-            return self.with_k3s(&root, space);
+            let (tools, programs) = places::tools(&root, &mut self.versions).map_err(unbounded)?;
+            if places::are_of_host(&programs, of_host) {
+                return Ok(Looked::OfHost);
+            }
+            let processes = inhabitants.named();
+            let space = ToolSpace { mount_namespace: number, processes, ..tools };
+            return Ok(Looked::Apart(self.with_k3s(&root, space)?));
         }
-        Ok(Vec::new())
+        Ok(Looked::Apart(Vec::new()))
     }
 }
 
-impl Inhabitants {
-    /// Keeps a process, if it matters more than those that are kept.
-    fn take(&mut self, process: ToolProcess) {
-        let rank = USERS.iter().position(|user| *user == process.name).unwrap_or(USERS.len());
-        let key = (rank, process.pid);
-        let position = self.processes.partition_point(|(rank, other)| (*rank, other.pid) < key);
-        self.processes.insert(position, (rank, process));
-        self.processes.truncate(MOST_NAMED);
+impl Looked {
+    fn unread(mount_namespace: u64, inhabitants: &Inhabitants) -> Self {
+        let processes = inhabitants.named();
+        let space =
+            ToolSpace { mount_namespace, is_unread: true, processes, ..ToolSpace::default() };
+        Self::Apart(vec![space])
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 
 use overlaywatch_core::model::{ToolSpace, ToolVersion};
 
-use super::root::{Found, Root, Versions, is_unbounded};
+use super::root::{Found, Identity, Root, Versions, is_unbounded};
 use super::translate::{self, Tool};
 
 /// Where programs are, in the order in which they are looked for.
@@ -21,27 +21,46 @@ const NFT_LIBRARIES: [&str; 1] = ["libnftables.so.1"];
 /// Where K3s keeps what it unpacked, below the folder that it runs from.
 const K3S: [&str; 2] = ["", "/aux"];
 
-/// The tools below a root; none of those that are there and may not be looked at.
+/// Which files the programs are: ipset, iptables, nft.
+pub(super) type Programs = [Option<Identity>; 3];
+
+/// Whether these are the host's own files, as far as any were found: then a mount
+/// namespace is no container's but that of a service with a view of its own, as
+/// systemd makes them (`PrivateTmp` in systemd.exec(5)).
+pub(super) fn are_of_host(programs: &Programs, host: &Programs) -> bool {
+    let same = |(own, host): (&Option<Identity>, _)| own.is_none() || own == host;
+    programs.iter().any(Option::is_some) && programs.iter().zip(host).all(same)
+}
+
+/// The tools below a root, and their files; none of those that are there and may
+/// not be looked at.
 ///
 /// # Errors
 /// When files cannot be looked for, see [`is_unbounded`].
-pub(super) fn tools(root: &Root, versions: &mut Versions) -> io::Result<ToolSpace> {
-    Ok(ToolSpace {
-        ipset: told(linked(root, versions, Tool::Ipset, "ipset", &IPSET_LIBRARIES))?,
-        iptables: told(
-            program(root, &PROGRAMS, "xtables-nft-multi")
-                .map(|found| found.and_then(|found| versions.of(Tool::Iptables, &found))),
-        )?,
-        nft: told(linked(root, versions, Tool::Nft, "nft", &NFT_LIBRARIES))?,
+pub(super) fn tools(root: &Root, versions: &mut Versions) -> io::Result<(ToolSpace, Programs)> {
+    let ipset = told(linked(root, versions, Tool::Ipset, "ipset", &IPSET_LIBRARIES))?;
+    let iptables = program(root, &PROGRAMS, "xtables-nft-multi")
+        .map(|found| found.map(|found| (found.identity(), versions.of(Tool::Iptables, &found))));
+    let iptables = told(iptables)?;
+    let nft = told(linked(root, versions, Tool::Nft, "nft", &NFT_LIBRARIES))?;
+    let version = |tool: Program| tool.and_then(|(_, version)| version);
+    let space = ToolSpace {
+        ipset: version(ipset),
+        iptables: version(iptables),
+        nft: version(nft),
         ..ToolSpace::default()
-    })
+    };
+    Ok((space, [ipset, iptables, nft].map(|tool| tool.map(|(file, _)| file))))
 }
 
+/// A program's file, and the version where it is told; none where there is none.
+type Program = Option<(Identity, Option<ToolVersion>)>;
+
 /// What a file that may not be looked at tells: nothing.
-fn told(version: io::Result<Option<ToolVersion>>) -> io::Result<Option<ToolVersion>> {
-    match version {
+fn told(program: io::Result<Program>) -> io::Result<Program> {
+    match program {
         Err(error) if !is_unbounded(&error) => Ok(None),
-        version => version,
+        program => program,
     }
 }
 
@@ -116,21 +135,22 @@ fn linked(
     tool: Tool,
     name: &str,
     libraries: &[&str],
-) -> io::Result<Option<ToolVersion>> {
+) -> io::Result<Program> {
     let Some(found) = program(root, &PROGRAMS, name)? else { return Ok(None) };
+    let file = found.identity();
     if let Some(version) = versions.of(tool, &found) {
-        return Ok(Some(version));
+        return Ok(Some((file, Some(version))));
     }
     let own = [format!("usr/lib/{ARCH}-linux-gnu"), format!("lib/{ARCH}-linux-gnu")];
     let folders = own.iter().map(String::as_str).chain(LIBRARIES);
     for folder in folders {
         for library in libraries {
             if let Some(found) = root.find(&format!("{folder}/{library}"))? {
-                return Ok(versions.of(tool, &found));
+                return Ok(Some((file, versions.of(tool, &found))));
             }
         }
     }
-    Ok(None)
+    Ok(Some((file, None)))
 }
 
 fn program(root: &Root, folders: &[impl Display], name: &str) -> io::Result<Option<Found>> {

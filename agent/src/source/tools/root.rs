@@ -101,10 +101,11 @@ pub(super) struct Found {
 
 /// What says that a file is the one it was: device, number, size, and the time
 /// of its last change, which nobody can set.
-type Identity = (u64, u64, i64, i64, i64);
+pub(super) type Identity = (u64, u64, i64, i64, i64);
 
 impl Found {
-    fn identity(&self) -> Identity {
+    /// Which file it is.
+    pub(super) fn identity(&self) -> Identity {
         let FileStat { st_dev, st_ino, st_size, st_ctime, st_ctime_nsec, .. } = self.status;
         (st_dev, st_ino, st_size, st_ctime, st_ctime_nsec)
     }

@@ -19,8 +19,11 @@ fn those_that_matter_are_named_first_and_few() {
     }
     found.take(process(99, "calico-node"));
     found.take(process(50, "kube-proxy"));
-    let named: Vec<_> = found.processes.iter().map(|(_, process)| process.pid).collect();
+    let named: Vec<_> = found.named().iter().map(|process| process.pid).collect();
     assert_eq!(named, [99, 50, 10, 11, 12, 13, 14, 15]);
+    assert_eq!(found.first(), Some(99));
+    let users: Vec<_> = found.users().iter().map(|process| process.pid).collect();
+    assert_eq!(users, [99, 50]);
 }
 
 #[test]
@@ -64,6 +67,99 @@ fn node(k3s: &str) -> tempfile::TempDir {
     symlink(k3s, proc.join("7/exe")).unwrap();
     ipset(&machine, "usr/sbin", HOSTS);
     machine
+}
+
+/// A further process of a mount namespace of its own, whose root is this folder of
+/// the machine.
+fn apart(machine: &tempfile::TempDir, pid: u32, name: &str, root: &str) {
+    let folder = machine.path().join("proc").join(pid.to_string());
+    create_dir_all(folder.join("ns")).unwrap();
+    create_dir_all(machine.path().join(root)).unwrap();
+    symlink("net:[4]", folder.join("ns/net")).unwrap();
+    symlink(format!("mnt:[{pid}]"), folder.join("ns/mnt")).unwrap();
+    symlink(machine.path().join(root), folder.join("root")).unwrap();
+    fs::write(folder.join("comm"), format!("{name}\n")).unwrap();
+    fs::copy("/proc/self/mountinfo", folder.join("mountinfo")).unwrap();
+}
+
+fn finder(machine: &tempfile::TempDir) -> Finder {
+    Finder::new(Place { proc: machine.path().join("proc") })
+}
+
+#[test]
+fn a_service_with_a_view_of_its_own_is_the_hosts() {
+    let machine = node("/usr/local/bin/k3s");
+    apart(&machine, 20, "systemd-resolve", "host");
+    apart(&machine, 21, "dockerd", "host");
+    apart(&machine, 22, "calico-node", "container");
+    ipset(&machine, "../container/usr/sbin", OLD);
+    // It has nothing of the host's, nor anything else.
+    apart(&machine, 23, "pause", "empty");
+    let spaces = finder(&machine).look().unwrap().spaces;
+    let names = |space: &ToolSpace| -> Vec<_> {
+        space.processes.iter().map(|process| process.name.clone()).collect()
+    };
+    let found: Vec<_> = spaces.iter().map(|it| (it.mount_namespace, names(it))).collect();
+    let named = |name: &str| vec![name.to_owned()];
+    let expected = [
+        (5, named("dockerd")),
+        (5, named("k3s-server")),
+        (22, named("calico-node")),
+        (23, named("pause")),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(spaces[2].ipset, OLD.parse().ok());
+}
+
+#[test]
+fn what_a_look_does_not_come_to_is_as_it_was_or_not_known() {
+    let machine = node("/usr/local/bin/k3s");
+    apart(&machine, 22, "calico-node", "container");
+    ipset(&machine, "../container/usr/sbin", OLD);
+    let mut finder = finder(&machine);
+    let mut look = |patience_ns| {
+        finder.patience_ns = patience_ns;
+        let spaces = finder.look().unwrap().spaces;
+        assert_eq!(spaces[0].ipset, HOSTS.parse().ok(), "the host is read in any case");
+        let space = spaces.into_iter().find(|space| space.mount_namespace == 22).unwrap();
+        assert_eq!(space.processes, [process(22, "calico-node")]);
+        (space.is_unread, space.ipset)
+    };
+    assert_eq!(look(0), (true, None));
+    assert_eq!(look(PATIENCE_NS), (false, OLD.parse().ok()));
+    assert_eq!(look(0), (false, OLD.parse().ok()));
+}
+
+#[test]
+fn agents_are_looked_at_first_and_nobody_is_left_for_ever() {
+    let inhabited = |names: &[(u64, &str)]| -> BTreeMap<u64, Inhabitants> {
+        let them = names.iter().map(|&(number, name)| {
+            let mut them = Inhabitants::default();
+            them.take(process(9, name));
+            (number, them)
+        });
+        them.collect()
+    };
+    let order = |left: &[u64]| -> Vec<_> {
+        let all = inhabited(&[(1, "sh"), (2, "flanneld"), (3, "sh"), (4, "calico-node")]);
+        let order = in_order(all, &left.iter().copied().collect());
+        order.into_iter().map(|(number, _)| number).collect()
+    };
+    assert_eq!(order(&[]), [4, 2, 1, 3]);
+    assert_eq!(order(&[2, 3]), [2, 4, 3, 1]);
+}
+
+#[test]
+fn of_too_many_mount_namespaces_the_agents_stay() {
+    let machine = node("/usr/local/bin/k3s");
+    let many = u32::try_from(MOST_SPACES).unwrap() + 20;
+    for pid in 100..100 + many {
+        apart(&machine, pid, "sh", "empty");
+    }
+    apart(&machine, 99_999, "calico-node", "container");
+    let found = finder(&machine).inhabitants(5, clock::mono().plus(PATIENCE_NS)).unwrap();
+    assert_eq!(found.len(), MOST_SPACES);
+    assert!(found.contains_key(&5) && found.contains_key(&99_999));
 }
 
 /// Puts an ipset of this version into a folder of the host.

@@ -74,13 +74,15 @@ impl Controller {
     }
 
     /// Whose own table this is: that of kube-proxy's nftables mode (`kubeProxyTable`,
-    /// kubernetes pkg/proxy/nftables) and of Felix's nftables dataplane
-    /// (felix/dataplane/linux), which take the place of their iptables chains.
+    /// kubernetes pkg/proxy/nftables), of Felix's nftables dataplane
+    /// (felix/dataplane/linux) and of flannel's (`ipv4Table`, flannel
+    /// pkg/trafficmngr/nftables), which take the place of their iptables chains.
     #[must_use]
     pub fn of_table(family: Family, name: &str) -> Option<Self> {
         match (family, name) {
             (Family::Ip | Family::Ip6, "kube-proxy") => Some(Self::KubeProxy),
             (Family::Ip | Family::Ip6, "calico") => Some(Self::Calico),
+            (Family::Ip, "flannel-ipv4") | (Family::Ip6, "flannel-ipv6") => Some(Self::Flannel),
             _ => None,
         }
     }

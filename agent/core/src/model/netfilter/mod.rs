@@ -119,13 +119,28 @@ impl Netfilter {
             .any(|by| self.programmed(by).denials > 0)
     }
 
+    /// Whether a controller keeps its rules in tables that iptables-nft reads: those
+    /// that are there whenever it runs, since the kubelet makes chains whose names
+    /// begin as kube-proxy's do.
+    #[must_use]
+    pub fn is_in_iptables(&self, by: Controller) -> bool {
+        let tables = self.tables.iter().filter(|table| table.is_of_iptables());
+        tables.flat_map(|table| &table.programmed).any(|part| part.by == by && part.anchored > 0)
+    }
+
+    /// Whether a controller keeps its rules in a table of its own, which is no
+    /// business of iptables.
+    #[must_use]
+    pub fn has_own_table(&self, by: Controller) -> bool {
+        self.tables.iter().any(|table| {
+            table.rules > 0 && Controller::of_table(table.family, &table.name) == Some(by)
+        })
+    }
+
     /// Whether a controller keeps its rules here, in chains of iptables or in a
     /// table of its own.
     fn is_programmed(&self, by: Controller) -> bool {
-        let of_own = |table: &NftTable| {
-            table.rules > 0 && Controller::of_table(table.family, &table.name) == Some(by)
-        };
-        self.programmed(by).anchored > 0 || self.tables.iter().any(of_own)
+        self.programmed(by).anchored > 0 || self.has_own_table(by)
     }
 
     /// Carries over from `before` what was flushed and is still gone, and adds
@@ -134,8 +149,8 @@ impl Netfilter {
         let mut flushed = before.flushed.clone();
         flushed.retain(|one| !self.is_programmed(one.of) && !one.is_over(at));
         for of in Controller::ALL {
-            let had = before.programmed(of);
-            if had.anchored > 0 && !self.is_programmed(of) {
+            if before.is_programmed(of) && !self.is_programmed(of) {
+                let had = before.programmed(of);
                 let (chains, rules, by) = (had.chains, had.rules, by.cloned());
                 flushed.push(Flushed { of, chains, rules, at, by });
             }
@@ -227,6 +242,49 @@ mod tests {
         hollow.tables[1].rules = 0;
         hollow.compare(&holding(3), Mono(5), None);
         assert_eq!(hollow.flushed.len(), 1);
+    }
+
+    #[test]
+    fn a_table_of_its_own_that_is_flushed_is_missed_too() {
+        for (of, family, name) in [
+            (Controller::KubeProxy, Family::Ip, "kube-proxy"),
+            (Controller::Calico, Family::Ip6, "calico"),
+            (Controller::Flannel, Family::Ip, "flannel-ipv4"),
+            (Controller::Flannel, Family::Ip6, "flannel-ipv6"),
+        ] {
+            let mut own = holding(0);
+            own.tables[0].family = family;
+            name.clone_into(&mut own.tables[0].name);
+            own.tables[0].programmed[0].by = of;
+            let mut empty = Netfilter::default();
+            empty.compare(&own, Mono(5), None);
+            let gone: Vec<_> = empty.flushed.iter().map(|one| (one.of, one.rules)).collect();
+            assert_eq!(gone, [(of, 9)]);
+            // Without rules it was no more than a name.
+            own.tables[0].rules = 0;
+            let mut empty = Netfilter::default();
+            empty.compare(&own, Mono(5), None);
+            assert_eq!(empty.flushed, []);
+        }
+        // flannel that goes over to nftables.
+        let mut chains = holding(3);
+        chains.tables[0].programmed[0].by = Controller::Flannel;
+        let mut moved = holding(0);
+        "flannel-ipv4".clone_into(&mut moved.tables[0].name);
+        moved.compare(&chains, Mono(5), None);
+        assert_eq!(moved.flushed, []);
+    }
+
+    #[test]
+    fn only_what_stands_in_tables_of_iptables_is_in_iptables() {
+        let mut kept = holding(3);
+        assert!(kept.is_in_iptables(Controller::Calico));
+        assert!(!kept.is_in_iptables(Controller::KubeProxy));
+        "calico".clone_into(&mut kept.tables[0].name);
+        assert!(!kept.is_in_iptables(Controller::Calico));
+        assert!(kept.has_own_table(Controller::Calico));
+        // As the kubelet's KUBE-FIREWALL.
+        assert!(!holding(0).is_in_iptables(Controller::Calico));
     }
 
     #[test]

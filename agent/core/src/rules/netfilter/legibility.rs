@@ -36,16 +36,7 @@ pub(super) fn judge(netfilter: &Netfilter, now: &Snapshot, verdicts: &mut Verdic
         Some(tools) => {
             tables.for_each(|table| by_readers(table, netfilter, tools, verdicts));
         }
-        None => {
-            tables.clone().for_each(|table| by_any_version(table, verdicts));
-            verdicts.blind(&[Code::NftTableUnreadableBySome]);
-            // What some versions read may be what an agent's cannot. Who switched
-            // the source off has been told nothing by it.
-            let mut obstacles = tables.flat_map(obstacles);
-            if obstacles.any(|one| one.since().is_some()) && !is_off(&now.tools) {
-                verdicts.blind(&[Code::NftTableIncompatible]);
-            }
-        }
+        None => by_any_version(tables, netfilter, is_off(&now.tools), verdicts),
     }
 }
 
@@ -100,25 +91,75 @@ fn obstacles(table: &NftTable) -> impl Iterator<Item = Obstacle<'_>> {
     table.illegible.iter().map(Obstacle::Rule).chain(foreign.map(Obstacle::Chain))
 }
 
+/// Where an agent keeps its rules.
+#[derive(Clone, Copy, PartialEq)]
+enum Backend {
+    /// In tables that iptables-nft reads.
+    Nft(Confidence),
+    /// In legacy xtables, or in a table of its own.
+    Elsewhere,
+    /// Nobody can tell.
+    Hidden,
+}
+
+impl Backend {
+    /// By the chains that it keeps: where they are not seen it has legacy ones, if
+    /// the older xtables have rules of this family.
+    fn of(keeps: &[Controller], family: Family, netfilter: &Netfilter) -> Self {
+        if keeps.iter().any(|one| netfilter.is_in_iptables(*one)) {
+            return Self::Nft(Confidence::Certain);
+        }
+        if keeps.iter().any(|one| netfilter.has_own_table(*one)) {
+            return Self::Elsewhere;
+        }
+        if netfilter.legacy_is_hidden {
+            return Self::Hidden;
+        }
+        let is_v6 = family == Family::Ip6;
+        let mut legacy = netfilter.legacy.iter().filter(|table| table.v6 == is_v6);
+        if legacy.any(|table| table.rules.unwrap_or(0) > 0) {
+            Self::Elsewhere
+        } else {
+            Self::Nft(Confidence::High)
+        }
+    }
+}
+
+/// The agents of a space, and where each keeps its rules.
+fn agents<'a>(
+    space: &'a ToolSpace,
+    table: &NftTable,
+    netfilter: &Netfilter,
+) -> impl Iterator<Item = (&'a ToolProcess, Backend)> {
+    space.processes.iter().filter_map(|process| {
+        let (_, keeps) = AGENTS.iter().find(|(name, _)| *name == process.name)?;
+        Some((process, Backend::of(keeps, table.family, netfilter)))
+    })
+}
+
 /// An iptables-nft that is installed here.
 struct Reader<'a> {
     tool: ToolVersion,
     space: &'a ToolSpace,
     /// The agent that uses it, and how certain it is that it does.
     agent: Option<(&'a ToolProcess, Confidence)>,
+    /// An agent is there of which nobody can tell whether it uses it.
+    is_undecided: bool,
 }
 
 impl<'a> Reader<'a> {
     fn of(space: &'a ToolSpace, table: &NftTable, netfilter: &Netfilter) -> Option<Self> {
-        let agents = space.processes.iter().filter_map(|process| {
-            let (_, keeps) = AGENTS.iter().find(|(name, _)| *name == process.name)?;
-            Some((process, backend(keeps, table.family, netfilter)?))
+        let users = agents(space, table, netfilter).filter_map(|(process, backend)| {
+            let Backend::Nft(confidence) = backend else { return None };
+            Some((process, confidence))
         });
         // The first whose chains are seen, else the first.
-        let agent = agents.max_by_key(|(process, confidence)| {
+        let agent = users.max_by_key(|(process, confidence)| {
             (*confidence == Confidence::Certain, std::cmp::Reverse(process.pid))
         });
-        Some(Self { tool: space.iptables?, space, agent })
+        let is_undecided =
+            agents(space, table, netfilter).any(|(_, backend)| backend == Backend::Hidden);
+        Some(Self { tool: space.iptables?, space, agent, is_undecided })
     }
 
     /// The agent that uses it, else whoever has it in a container.
@@ -144,17 +185,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How certain it is that who keeps these chains keeps them in nftables: not at
-/// all where the older xtables have rules of this family, and these do not.
-fn backend(keeps: &[Controller], family: Family, netfilter: &Netfilter) -> Option<Confidence> {
-    if keeps.iter().any(|one| netfilter.programmed(*one).rules > 0) {
-        return Some(Confidence::Certain);
-    }
-    let is_v6 = family == Family::Ip6;
-    let mut legacy = netfilter.legacy.iter().filter(|table| table.v6 == is_v6);
-    (!legacy.any(|table| table.rules.unwrap_or(0) > 0)).then_some(Confidence::High)
-}
-
 fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: &mut Verdicts) {
     let spaces = tools.spaces.iter();
     let mut readers: Vec<_> =
@@ -168,10 +198,13 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         readers.is_empty() || readers.iter().any(|reader| one.stops(reader.tool))
     };
     let is_lost = obstacles(table).any(|one| one.since().is_none() && stops_any(one));
+    // An agent's, though nobody knows its version.
+    let keeps = |(_, backend)| backend == Backend::Nft(Confidence::Certain);
+    let is_kept = || tools.spaces.iter().any(|space| agents(space, table, netfilter).any(keeps));
     let agent = stopped.iter().find_map(|(reader, _)| reader.agent);
     let (code, confidence) = match agent {
         Some((_, confidence)) => (Some(Code::NftTableIncompatible), confidence),
-        None if is_lost && !readers.is_empty() => {
+        None if no_version_reads(table) && is_kept() => {
             (Some(Code::NftTableIncompatible), Confidence::Certain)
         }
         None if is_lost || !stopped.is_empty() => {
@@ -179,6 +212,11 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         }
         None => (None, Confidence::Certain),
     };
+    if code == Some(Code::NftTableUnreadableBySome)
+        && stopped.iter().any(|(reader, _)| reader.is_undecided)
+    {
+        verdicts.blind(&[Code::NftTableIncompatible]);
+    }
     if let Some(code) = code {
         let tools: Vec<_> = stopped.iter().map(|(reader, _)| reader.tool).collect();
         let stops =
@@ -200,18 +238,54 @@ fn by_readers(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: 
         let found = finding(code, thing(Thing::Table, table.title()), evidence);
         verdicts.add(Finding { confidence, ..found });
     }
+    unread(table, netfilter, tools, verdicts);
     misprinted(table, &readers, verdicts);
 }
 
-/// As whoever comes with any version: what one of them reads is left alone.
-fn by_any_version(table: &NftTable, verdicts: &mut Verdicts) {
-    let lost = || table.illegible.iter().filter(|rule| rule.readers.since().is_none());
-    let named: Vec<_> = lost().take(MOST_NAMED).map(|rule| illegible(table, rule)).collect();
-    if !named.is_empty() {
-        let subject = thing(Thing::Table, table.title());
-        verdicts.add(finding(Code::NftTableIncompatible, subject, named));
+/// What nobody had time to look at may be an iptables that cannot read a table.
+fn unread(table: &NftTable, netfilter: &Netfilter, tools: &Tools, verdicts: &mut Verdicts) {
+    let mut unread = tools.spaces.iter().filter(|space| space.is_unread).peekable();
+    if unread.peek().is_none() || obstacles(table).next().is_none() {
+        return;
     }
-    misprinted(table, &[], verdicts);
+    verdicts.blind(&[Code::NftTableUnreadableBySome, Code::NftRuleMisprinted]);
+    let may_read = |(_, backend)| backend != Backend::Elsewhere;
+    if unread.any(|space| agents(space, table, netfilter).any(may_read)) {
+        verdicts.blind(&[Code::NftTableIncompatible]);
+    }
+}
+
+fn no_version_reads(table: &NftTable) -> bool {
+    table.illegible.iter().any(|rule| rule.readers == Readers::Nobody)
+}
+
+/// As whoever comes with any version: what one of them reads is left alone, and
+/// an agent is who keeps its chains in tables of iptables.
+fn by_any_version<'a>(
+    tables: impl Iterator<Item = &'a NftTable>,
+    netfilter: &Netfilter,
+    is_off: bool,
+    verdicts: &mut Verdicts,
+) {
+    verdicts.blind(&[Code::NftTableUnreadableBySome]);
+    let is_kept = Controller::ALL.into_iter().any(|by| netfilter.is_in_iptables(by));
+    let code = if is_kept { Code::NftTableIncompatible } else { Code::NftTableUnreadableBySome };
+    let mut is_undecided = false;
+    for table in tables {
+        let lost = table.illegible.iter().filter(|rule| rule.readers.since().is_none());
+        let named: Vec<_> = lost.take(MOST_NAMED).map(|rule| illegible(table, rule)).collect();
+        // What some versions read may be what an agent's cannot.
+        is_undecided |= obstacles(table).any(|one| one.since().is_some() || !is_kept);
+        if !named.is_empty() {
+            let subject = thing(Thing::Table, table.title());
+            verdicts.add(finding(code, subject, named));
+        }
+        misprinted(table, &[], verdicts);
+    }
+    // Who switched the source off has been told nothing by it.
+    if is_undecided && !is_off {
+        verdicts.blind(&[Code::NftTableIncompatible]);
+    }
 }
 
 /// By whom of these; without any, what those of today misprint.

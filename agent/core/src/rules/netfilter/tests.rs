@@ -324,9 +324,10 @@ fn what_iptables_cannot_read_is_told_from_what_it_misprints() {
     let with = |rules| NftTable { illegible: rules, ..table("filter") };
     let both = with(vec![rule(Readers::Nobody), rule(Readers::MisprintedFrom184)]);
     let name = || "ip filter".to_owned();
+    // No agent uses the host's.
     assert_eq!(
         said(&node(of(vec![both]), Vec::new())),
-        [(Code::NftTableIncompatible, name()), (Code::NftRuleMisprinted, name())]
+        [(Code::NftTableUnreadableBySome, name()), (Code::NftRuleMisprinted, name())]
     );
     assert_eq!(said(&node(of(vec![with(Vec::new())]), Vec::new())), []);
     // As iptables itself writes a range of ports.

@@ -50,6 +50,10 @@ fn codes(table: NftTable, spaces: Vec<ToolSpace>) -> Vec<Code> {
     found(table, spaces).iter().map(|finding| finding.code).collect()
 }
 
+fn programmed(by: Controller, anchored: u32) -> Programmed {
+    Programmed { by, chains: 4, rules: 9, anchored, denials: 0 }
+}
+
 fn text(finding: &Finding) -> String {
     let lines: Vec<_> = finding.evidence.iter().map(ToString::to_string).collect();
     lines.join("\n")
@@ -117,7 +121,8 @@ fn what_all_installed_readers_read_is_well() {
 #[test]
 fn what_no_version_reads_is_lost_on_all_that_are_there() {
     let ct = || filter(vec![rule("ct", Readers::Nobody), rule("range", Readers::From188)]);
-    for spaces in [vec![host("1.8.9")], vec![space("1.8.11", "kube-proxy")]] {
+    let k3s = ToolSpace { is_host: true, ..space("1.8.9", "k3s-server") };
+    for spaces in [vec![host("1.8.9"), k3s], vec![space("1.8.11", "kube-proxy")]] {
         let findings = found(ct(), spaces);
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].code, Code::NftTableIncompatible);
@@ -130,6 +135,83 @@ fn what_no_version_reads_is_lost_on_all_that_are_there() {
     let findings = found(ct(), Vec::new());
     assert_eq!(findings[0].code, Code::NftTableUnreadableBySome);
     assert!(text(&findings[0]).contains("no iptables-nft was found"));
+}
+
+#[test]
+fn what_no_version_reads_is_told_mildly_where_no_agent_reads() {
+    let ct = || filter(vec![rule("ct", Readers::Nobody)]);
+    for spaces in [vec![host("1.8.9")], vec![host("1.8.9"), space("1.8.9", "nginx")]] {
+        let findings = found(ct(), spaces);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].code, Code::NftTableUnreadableBySome);
+        assert!(text(&findings[0]).contains("which no agent is known to use"));
+    }
+    // An agent reads it with a tool whose version is not told.
+    let unknown = || ToolSpace { iptables: None, ..space("1.8.9", "calico-node") };
+    assert_eq!(codes(ct(), vec![host("1.8.9"), unknown()]), [Code::NftTableUnreadableBySome]);
+    let kept = NftTable { programmed: vec![programmed(Controller::Calico, 3)], ..ct() };
+    assert_eq!(codes(kept, vec![host("1.8.9"), unknown()]), [Code::NftTableIncompatible]);
+}
+
+#[test]
+fn an_agent_with_a_table_of_its_own_reads_none_of_iptables() {
+    let own = |name: &str, by| NftTable {
+        programmed: vec![programmed(by, 0)],
+        ..NftTable { name: name.to_owned(), ..table(name) }
+    };
+    let judged = |tables: Vec<NftTable>, process: &str| -> Vec<_> {
+        let netfilter = of([vec![range()], tables].concat());
+        let found = found_in(netfilter, vec![host("1.8.9"), space("1.8.4", process)]);
+        found.iter().map(|one| (one.code, one.confidence)).collect()
+    };
+    let some = [(Code::NftTableUnreadableBySome, Confidence::Certain)];
+    for (name, by, process) in [
+        ("kube-proxy", Controller::KubeProxy, "kube-proxy"),
+        ("calico", Controller::Calico, "calico-node"),
+        ("flannel-ipv4", Controller::Flannel, "flanneld"),
+    ] {
+        assert_eq!(judged(vec![own(name, by)], process), some, "{name}");
+        // The kubelet's KUBE-FIREWALL, and what an agent had before.
+        let rest = NftTable { programmed: vec![programmed(by, 0)], ..table("nat") };
+        assert_eq!(judged(vec![own(name, by), rest], process), some, "{name}");
+    }
+    // K3s keeps network policies in iptables, whatever its kube-proxy does.
+    let policies =
+        NftTable { programmed: vec![programmed(Controller::KubeRouter, 3)], ..table("mangle") };
+    let proxy = own("kube-proxy", Controller::KubeProxy);
+    let both = judged(vec![proxy, policies], "k3s-server");
+    assert_eq!(both, [(Code::NftTableIncompatible, Confidence::Certain)]);
+}
+
+#[test]
+fn where_legacy_tables_are_hidden_an_agent_without_chains_is_not_judged() {
+    let judged = |table: NftTable, chains: u32, tool: &str| {
+        let kept = NftTable { programmed: vec![programmed(Controller::Calico, chains)], ..table };
+        let netfilter = Netfilter { legacy_is_hidden: true, ..of(vec![kept]) };
+        let spaces = vec![host("1.8.9"), space(tool, "calico-node")];
+        let tools = fact(Tools { spaces });
+        let verdicts = judged(&Snapshot { tools, ..node(netfilter, Vec::new()) });
+        let codes: Vec<_> = verdicts.findings.iter().map(|finding| finding.code).collect();
+        let is_blind = verdicts.blind.contains(&Code::NftTableIncompatible);
+        (codes, is_blind)
+    };
+    assert_eq!(judged(range(), 0, "1.8.4"), (vec![Code::NftTableUnreadableBySome], true));
+    assert_eq!(judged(range(), 3, "1.8.4"), (vec![Code::NftTableIncompatible], false));
+    // Whatever it uses, its own reads all.
+    assert_eq!(judged(range(), 0, "1.8.8"), (vec![], false));
+}
+
+#[test]
+fn a_reader_that_was_not_looked_at_is_not_known_to_read() {
+    let blind = |table: NftTable, process: &str| {
+        let unread = ToolSpace { is_unread: true, iptables: None, ..space("1.8.4", process) };
+        let tools = fact(Tools { spaces: vec![host("1.8.9"), unread] });
+        judged(&Snapshot { tools, ..node(of(vec![table]), Vec::new()) }).blind
+    };
+    let (some, misprinted) = (Code::NftTableUnreadableBySome, Code::NftRuleMisprinted);
+    assert_eq!(blind(range(), "nginx"), [some, misprinted]);
+    assert_eq!(blind(range(), "calico-node"), [some, misprinted, Code::NftTableIncompatible]);
+    assert_eq!(blind(table("filter"), "calico-node"), []);
 }
 
 #[test]
@@ -176,12 +258,13 @@ fn what_only_older_ones_misprint_is_told_where_one_is_installed() {
 #[test]
 fn a_mark_that_is_set_stops_those_of_today_and_is_misprinted_by_those_before() {
     let mark = || filter(vec![rule("meta", Readers::RefusedFrom189)]);
-    assert_eq!(codes(mark(), vec![host("1.8.9")]), [Code::NftTableIncompatible]);
+    assert_eq!(codes(mark(), vec![space("1.8.9", "calico-node")]), [Code::NftTableIncompatible]);
+    assert_eq!(codes(mark(), vec![host("1.8.9")]), [Code::NftTableUnreadableBySome]);
     assert_eq!(codes(mark(), vec![space("1.8.7", "calico-node")]), [Code::NftRuleMisprinted]);
     // Nobody has seen what this one does.
     assert_eq!(codes(mark(), vec![host("1.8.8")]), []);
     let both = codes(mark(), vec![host("1.8.9"), space("1.8.7", "nginx")]);
-    assert_eq!(both, [Code::NftTableIncompatible, Code::NftRuleMisprinted]);
+    assert_eq!(both, [Code::NftTableUnreadableBySome, Code::NftRuleMisprinted]);
     assert_eq!(codes(mark(), Vec::new()), [Code::NftTableUnreadableBySome]);
 }
 
@@ -204,9 +287,7 @@ fn an_agent_whose_rules_are_legacy_ones_reads_no_nft_table() {
         Some((Code::NftTableIncompatible, Confidence::High))
     );
     // Its chains are seen to be in nftables.
-    let programmed =
-        Programmed { by: Controller::Calico, chains: 4, rules: 9, anchored: 3, denials: 0 };
-    let own = NftTable { programmed: vec![programmed], ..range() };
+    let own = NftTable { programmed: vec![programmed(Controller::Calico, 3)], ..range() };
     let both = Netfilter { legacy: vec![legacy(false)], ..of(vec![own]) };
     assert_eq!(judged(both), Some((Code::NftTableIncompatible, Confidence::Certain)));
 }
@@ -221,7 +302,14 @@ fn without_the_tools_any_version_counts() {
     };
     let some = Code::NftTableUnreadableBySome;
     let ct = || filter(vec![rule("ct", Readers::Nobody)]);
-    assert_eq!(judged(ct(), Gap::Denied), (vec![Code::NftTableIncompatible], vec![some]));
+    let kept = |table| NftTable { programmed: vec![programmed(Controller::Calico, 3)], ..table };
+    for gap in [Gap::Denied, Gap::Disabled] {
+        assert_eq!(judged(kept(ct()), gap), (vec![Code::NftTableIncompatible], vec![some]));
+    }
+    // Nobody who reads it is seen; an agent may be stopped by it all the same.
+    let undecided = vec![some, Code::NftTableIncompatible];
+    assert_eq!(judged(ct(), Gap::Denied), (vec![some], undecided));
+    assert_eq!(judged(ct(), Gap::Disabled), (vec![some], vec![some]));
     // An agent may be stopped by what others read: nobody knows.
     let undecided = vec![some, Code::NftTableIncompatible];
     assert_eq!(judged(range(), Gap::Denied), (vec![], undecided));
