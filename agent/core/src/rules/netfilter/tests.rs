@@ -420,9 +420,10 @@ fn without_a_tunnel() -> Snapshot {
     snapshot
 }
 
-/// All that is said of a node of a container network.
+/// All that is said of a node of a container network, whose agents are not seen to use
+/// iptables-nft.
 const OF_A_NODE: [Code; 5] = [
-    Code::NftTableIncompatible,
+    Code::NftTableUnreadableBySome,
     Code::ForeignBaseChain,
     Code::RulesFlood,
     Code::IptablesBackendsMixed,
