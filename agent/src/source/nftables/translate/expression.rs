@@ -460,8 +460,9 @@ fn immediate<'a>(rule: &mut Rule<'a>, data: &'a [u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// `NFTA_TARGET_...`: an action of xtables.
-fn target(rule: &mut Rule<'_>, data: &[u8]) -> Result<(), Malformed> {
+/// The name of an extension of xtables and what it was told: `NFTA_TARGET_NAME` and
+/// `NFTA_TARGET_INFO`, which have the numbers of `NFTA_MATCH_NAME` and `NFTA_MATCH_INFO`.
+fn extension(data: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let (mut name, mut info) = ("", &[][..]);
     for attribute in Attributes::of(data) {
         let (kind, value) = attribute?;
@@ -471,6 +472,12 @@ fn target(rule: &mut Rule<'_>, data: &[u8]) -> Result<(), Malformed> {
             _ => {}
         }
     }
+    Ok((name, info))
+}
+
+/// `NFTA_TARGET_...`: an action of xtables.
+fn target(rule: &mut Rule<'_>, data: &[u8]) -> Result<(), Malformed> {
+    let (name, info) = extension(data)?;
     match name {
         "REJECT" => rule.verdict = Verdict::Reject,
         "NOTRACK" => rule.untracks = true,
@@ -487,15 +494,7 @@ fn target(rule: &mut Rule<'_>, data: &[u8]) -> Result<(), Malformed> {
 
 /// `NFTA_MATCH_...`: an extension of xtables.
 fn xt_match(matches: &mut Matches, data: &[u8]) -> Result<(), Malformed> {
-    let (mut name, mut info) = ("", &[][..]);
-    for attribute in Attributes::of(data) {
-        let (kind, value) = attribute?;
-        match kind {
-            1 => name = word(value)?,
-            3 => info = value,
-            _ => {}
-        }
-    }
+    let (name, info) = extension(data)?;
     match (name, info) {
         ("comment", _) => {}
         // struct xt_udp: two source ports, two destination ports, flags that invert.

@@ -174,6 +174,14 @@ impl Draft {
             programmed.denials = programmed.denials.saturating_add(denials);
         }
         let at = || RuleAt { chain: rule.chain.to_string(), handle: rule.handle };
+        let denying = || Blocker {
+            at: at(),
+            rejects: rule.verdict == Verdict::Reject,
+            hooks: Vec::new(),
+            matches: rule.matches.clone(),
+            packets: rule.packets,
+            growth: None,
+        };
         // The chain itself says who reads it.
         if let Some((readers, expression)) = rule.illegible.filter(|_| !self.is_foreign) {
             let expression = expression.to_owned();
@@ -188,28 +196,14 @@ impl Draft {
             && rule.matches.are_too_big_errors()
             && self.table.silencers.len() < MOST_CANDIDATES
         {
-            self.table.silencers.push(Blocker {
-                at: at(),
-                rejects: rule.verdict == Verdict::Reject,
-                hooks: Vec::new(),
-                matches: rule.matches.clone(),
-                packets: rule.packets,
-                growth: None,
-            });
+            self.table.silencers.push(denying());
         }
         if denies
             && rule.matches.are_none()
             && self.owner.is_none()
             && self.table.barriers.len() < MOST_CANDIDATES
         {
-            self.table.barriers.push(Blocker {
-                at: at(),
-                rejects: rule.verdict == Verdict::Reject,
-                hooks: Vec::new(),
-                matches: rule.matches.clone(),
-                packets: rule.packets,
-                growth: None,
-            });
+            self.table.barriers.push(denying());
         }
         match rule.verdict {
             Verdict::Jump(to) => {
@@ -232,16 +226,8 @@ impl Draft {
                     lead.from.push(rule.chain.into_owned());
                 }
             }
-            ref verdict @ (Verdict::Drop | Verdict::Reject) if rule.matches.may_be_outer() => {
-                let blocker = Blocker {
-                    at: at(),
-                    rejects: *verdict == Verdict::Reject,
-                    hooks: Vec::new(),
-                    matches: rule.matches,
-                    packets: rule.packets,
-                    growth: None,
-                };
-                self.table.blockers.push(blocker);
+            Verdict::Drop | Verdict::Reject if rule.matches.may_be_outer() => {
+                self.table.blockers.push(denying());
                 if self.table.blockers.len() >= 2 * MOST_CANDIDATES {
                     self.table.blockers.sort_by_key(|blocker| blocker.matches.rank());
                     self.table.blockers.truncate(MOST_CANDIDATES);
