@@ -129,8 +129,8 @@ impl Cluster {
         node.netns.ip(&self.shape.device_lines(&node.vtep(self.shape)))?;
         node.netns.ip(&self.shape.pod_side_lines(node))?;
         node.pod.ip(&self.shape.pod_lines(node))?;
-        for switch in self.shape.proxies(node) {
-            node.netns.set(&switch, "1")?;
+        for (switch, value) in self.shape.switches(node) {
+            node.netns.set(&switch, value)?;
         }
         self.program(node.index)
     }

@@ -214,13 +214,18 @@ impl Shape {
         }
     }
 
-    /// Switches of the node to be set to 1, as paths under /proc/sys/net.
-    pub(super) fn proxies(self, node: &Node) -> Vec<String> {
+    /// Switches of the node and what Felix sets them to, as paths under
+    /// /proc/sys/net. With its usual delay of up to 0.8 s (net/ipv4/arp.c) the
+    /// kernel answers for the gateway so late that packets which wait are dropped.
+    pub(super) fn switches(self, node: &Node) -> Vec<(String, &'static str)> {
         match self {
             Self::Flannel => Vec::new(),
             Self::CalicoVxlan | Self::CalicoIpip => {
                 let device = pod_device(self, node);
-                vec![format!("ipv4/conf/{device}/proxy_arp")]
+                vec![
+                    (format!("ipv4/neigh/{device}/proxy_delay"), "0"),
+                    (format!("ipv4/conf/{device}/proxy_arp"), "1"),
+                ]
             }
         }
     }
