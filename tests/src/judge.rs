@@ -149,6 +149,9 @@ pub struct Wanted {
     pub directions: Vec<Direction>,
     /// Where: one of these; none of them when there must be no hop.
     pub hops: Vec<Segment>,
+    /// Direction and hop may be missing both.
+    #[serde(skip)]
+    pub or_unplaced: bool,
     /// What its evidence must name.
     pub tells: Vec<&'static str>,
 }
@@ -171,8 +174,10 @@ impl Wanted {
             None => self.hops.is_empty(),
             Some(hop) => self.hops.iter().any(|&wanted| Hops::from(wanted) == hop),
         };
+        let is_unplaced = observed.direction.is_none() && observed.hop.is_none();
+        let place_fits = (direction_fits && hop_fits) || (self.or_unplaced && is_unplaced);
         let tells_all = self.tells.iter().all(|name| observed.evidence.contains(name));
-        self.names(node, observed) && direction_fits && hop_fits && tells_all
+        self.names(node, observed) && place_fits && tells_all
     }
 }
 
@@ -277,6 +282,7 @@ mod tests {
             about: PEER,
             directions: vec![direction],
             hops: vec![LOST],
+            or_unplaced: false,
             tells: vec![],
         }
     }
@@ -338,12 +344,23 @@ mod tests {
             about: PEER,
             directions: Vec::new(),
             hops: Vec::new(),
+            or_unplaced: false,
             tells: vec!["9 of 9"],
         };
         assert!(wanted.is_met_by(0, &silent));
         assert!(!Wanted { tells: vec!["8 of 9"], ..wanted.clone() }.is_met_by(0, &silent));
         assert!(!wanted.is_met_by(1, &silent));
         assert!(!wanted.is_met_by(0, &Observed { direction: Some(Direction::Both), ..silent }));
+    }
+
+    #[test]
+    fn what_may_be_unplaced_lacks_both_or_has_both_right() {
+        let wanted = Wanted { or_unplaced: true, ..wanted(Direction::Outbound) };
+        let unplaced = Observed { direction: None, hop: None, ..lost(Direction::Outbound) };
+        assert!(wanted.is_met_by(0, &unplaced) && wanted.is_met_by(0, &lost(Direction::Outbound)));
+        assert!(!wanted.is_met_by(0, &lost(Direction::Inbound)));
+        assert!(!wanted.is_met_by(0, &Observed { direction: None, ..lost(Direction::Outbound) }));
+        assert!(!Wanted { or_unplaced: false, ..wanted }.is_met_by(0, &unplaced));
     }
 
     #[test]

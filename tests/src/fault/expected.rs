@@ -27,6 +27,8 @@ pub struct Expected {
     pub directions: &'static [Direction],
     /// Where packets vanish; none where it is no question.
     pub hops: &'static [Segment],
+    /// Direction and hop may be missing, as long as nobody can count them.
+    pub or_unplaced: bool,
     /// What its evidence must name.
     pub tells: &'static [&'static str],
 }
@@ -98,6 +100,13 @@ pub(super) const fn misses(node: usize, peer: usize, hops: &'static [Segment]) -
     says(node, Code::UnexplainedLoss, peer, INBOUND, hops)
 }
 
+/// Nothing of a peer answers. Once its neighbour entry has expired, which takes the
+/// kernel 20 to 50 seconds, packets to it do not even leave.
+pub(super) const fn cannot_reach(node: usize, peer: usize) -> Expected {
+    let placed = says(node, Code::PeerUnreachable, peer, OUTBOUND, SENDING);
+    Expected { or_unplaced: true, ..placed }
+}
+
 /// A loss that a node counts, whatever it calls it.
 pub(super) const fn counts(
     node: usize,
@@ -105,7 +114,8 @@ pub(super) const fn counts(
     directions: &'static [Direction],
     hops: &'static [Segment],
 ) -> Expected {
-    Expected { node, code: None, subject: Subject::Peer(peer), directions, hops, tells: &[] }
+    let subject = Subject::Peer(peer);
+    Expected { node, code: None, subject, directions, hops, or_unplaced: false, tells: &[] }
 }
 
 /// A node may speak of a peer, and need not.
@@ -115,8 +125,7 @@ pub(super) const fn may_speak(node: usize, peer: usize) -> Expected {
 
 /// A node may speak of itself, and need not.
 pub(super) const fn may_speak_of_itself(node: usize) -> Expected {
-    let subject = Subject::Node;
-    Expected { node, code: None, subject, directions: NO_DIRECTION, hops: NO_HOP, tells: &[] }
+    Expected { subject: Subject::Node, ..counts(node, node, NO_DIRECTION, NO_HOP) }
 }
 
 impl Expected {
@@ -149,7 +158,11 @@ impl Expected {
     pub fn is_demanded(&self, mode: Mode) -> bool {
         match mode {
             Mode::Rules => true,
-            Mode::NoRules => matches!(self.subject, Subject::Peer(_)) && !self.hops.is_empty(),
+            Mode::NoRules => {
+                matches!(self.subject, Subject::Peer(_))
+                    && !self.hops.is_empty()
+                    && !self.or_unplaced
+            }
         }
     }
 
@@ -171,6 +184,7 @@ impl Expected {
             about,
             directions: self.directions.to_vec(),
             hops: self.hops.to_vec(),
+            or_unplaced: self.or_unplaced,
             tells: self.tells.to_vec(),
         })
     }

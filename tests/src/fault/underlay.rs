@@ -7,7 +7,7 @@ use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, EITHER, INBOUND, NO_DIRECTION, NO_HOP, OUTBOUND, SENDING, Subject, WIRE, may_speak,
+    BOTH, EITHER, INBOUND, OUTBOUND, SENDING, Subject, WIRE, cannot_reach, may_speak,
     may_speak_of_itself, says, says_itself,
 };
 use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
@@ -158,8 +158,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A), nodes(A, B), nodes(C, B)],
         spares: &[pods(A, C), nodes(A, C)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            cannot_reach(A, B),
+            cannot_reach(C, B),
             says_itself(B, Code::NodeIsolated, Subject::Node),
         ],
         counted: &[may_speak(B, A), may_speak(B, C)],
@@ -181,10 +181,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
         spares: &[pods(A, C), pods(C, B)],
-        expected: &[
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-            says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),
-        ],
+        expected: &[cannot_reach(A, B), cannot_reach(B, A)],
         unlike: &[Code::NodeIsolated],
         ..PLAIN
     },
@@ -195,10 +192,7 @@ pub(super) const FAULTS: &[Fault] = &[
         heal: |cluster| blackhole(cluster, "del"),
         breaks: &[pods(A, B)],
         spares: &[pods(B, A), pods(A, C), pods(C, B)],
-        expected: &[
-            says(A, Code::PeerUnreachable, B, OUTBOUND, SENDING),
-            says(B, Code::PeerUnreachable, A, NO_DIRECTION, NO_HOP),
-        ],
+        expected: &[says(A, Code::PeerUnreachable, B, OUTBOUND, SENDING), cannot_reach(B, A)],
         unlike: &[Code::RouteBlackhole, Code::NodeIsolated],
         ..PLAIN
     },
@@ -210,8 +204,8 @@ pub(super) const FAULTS: &[Fault] = &[
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
         spares: &[pods(A, C)],
         expected: &[
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
+            cannot_reach(A, B),
+            cannot_reach(C, B),
             says_itself(B, Code::UnderlayLinkDown, Subject::Uplink),
         ],
         counted: &[may_speak(B, A), may_speak(B, C), may_speak_of_itself(B)],
@@ -230,10 +224,7 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         breaks: &[pods(A, B), nodes(A, B)],
         spares: &[pods(A, C)],
-        expected: &[
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-            says(C, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-        ],
+        expected: &[cannot_reach(A, B), cannot_reach(C, B)],
         unlike: &[Code::PeerDeparted],
         ..PLAIN
     },
