@@ -342,7 +342,7 @@ fn record_all(args: &RecordArgs) -> Result<()> {
     let faults = chosen(&args.pattern)?;
     faults.iter().try_for_each(|fault| fault.ensure_possible())?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
-        record::record(fault, fault.shape.unwrap_or(shape), &binary, &args.into)
+        record::record(fault, fault.shapes.only().unwrap_or(shape), &binary, &args.into)
     })?;
     let mut failed = 0;
     for (fault, cases) in faults.iter().zip(recorded) {

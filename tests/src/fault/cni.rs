@@ -8,7 +8,7 @@ use overlaywatch_core::catalog::Code;
 use overlaywatch_core::finding::Thing;
 
 use super::expected::{Expected, Subject, says_itself};
-use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, Shapes, ip};
 use crate::topology::{Cluster, Node, Shape};
 use crate::traffic::pods;
 
@@ -44,7 +44,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "incident-leftovers",
         about: "a K3s cluster that went over to Calico still has flannel's devices, routes and files",
         incident: Some(9),
-        shape: Some(Shape::CalicoVxlan),
+        shapes: Shapes::Only(Shape::CalicoVxlan),
         inject: |cluster| {
             each(cluster, |cluster, node| {
                 cluster.write(node, CALICO_FILE, CALICO)?;
@@ -70,7 +70,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "leftover-calico",
         about: "a node of a flannel cluster still has Calico's tunnel device and block",
-        shape: Some(Shape::Flannel),
+        shapes: Shapes::Only(Shape::Flannel),
         inject: |cluster| {
             cluster.write(A, FLANNEL_FILE, FLANNEL)?;
             cluster.run_as(A, "flanneld")?;

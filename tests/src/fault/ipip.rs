@@ -6,7 +6,7 @@ use overlaywatch_core::catalog::Code;
 use super::expected::{BOTH, DECAPSULATION, INBOUND, OUTBOUND, WIRE, counts, says};
 use super::firewall::{drop_all, filtered_in};
 use super::underlay::{block_tunnel, middle_passes};
-use super::{A, B, C, Fault, PLAIN};
+use super::{A, B, C, Fault, PLAIN, Shapes};
 use crate::filter::{self, Place};
 use crate::topology::Shape;
 use crate::traffic::{nodes, pods};
@@ -58,4 +58,4 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 /// In Calico's IPIP alone.
-pub(super) const IN_IPIP: Fault = Fault { shape: Some(Shape::CalicoIpip), ..PLAIN };
+pub(super) const IN_IPIP: Fault = Fault { shapes: Shapes::Only(Shape::CalicoIpip), ..PLAIN };

@@ -55,8 +55,8 @@ pub struct Fault {
     /// The row of the incident that this product was made for, if it is one
     /// of those.
     pub incident: Option<u8>,
-    /// The only shape that it is tried in; none for each that has VXLAN.
-    pub shape: Option<Shape>,
+    /// The shapes that it is tried in.
+    pub shapes: Shapes,
     /// What it needs of the machine beyond what its shape does.
     pub needs: &'static [Need],
     /// Nodes of the cluster that it is tried on.
@@ -87,6 +87,28 @@ pub struct Fault {
     pub unlike: &'static [Code],
     /// How long to wait for what.
     pub limits: Limits,
+}
+
+/// The shapes that a fault is tried in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shapes {
+    /// Each, whatever its encapsulation.
+    Each,
+    /// Each that has VXLAN alone.
+    Vxlan,
+    /// This one.
+    Only(Shape),
+}
+
+impl Shapes {
+    /// The shape, where it is one alone.
+    #[must_use]
+    pub const fn only(self) -> Option<Shape> {
+        match self {
+            Self::Each | Self::Vxlan => None,
+            Self::Only(shape) => Some(shape),
+        }
+    }
 }
 
 /// How much traffic a fault loses.
@@ -130,7 +152,7 @@ const PLAIN: Fault = Fault {
     name: "",
     about: "",
     incident: None,
-    shape: None,
+    shapes: Shapes::Vxlan,
     needs: &[],
     nodes: 3,
     ebpf: true,
@@ -198,7 +220,11 @@ impl Fault {
     /// Whether it is tried in a shape.
     #[must_use]
     pub fn fits(&self, shape: Shape) -> bool {
-        self.shape.map_or(shape.is_vxlan(), |only| only == shape)
+        match self.shapes {
+            Shapes::Each => true,
+            Shapes::Vxlan => shape.is_vxlan(),
+            Shapes::Only(only) => shape == only,
+        }
     }
 
     /// Fails unless this machine has what it needs beyond its shape.
