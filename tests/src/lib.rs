@@ -25,6 +25,7 @@ pub mod module;
 pub mod need;
 pub mod netns;
 pub mod offload;
+pub mod part;
 pub mod patience;
 pub mod pins;
 pub mod poll;

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::fault::{self, Expected, Fault};
 use lab::mode::Mode;
 use lab::need::{self, Need};
+use lab::part::Part;
 use lab::run::{self, Settings};
 use lab::topology::Shape;
 use lab::{demo, features, identity, interrupt, patience, record, report};
@@ -75,6 +76,9 @@ struct RunArgs {
     /// Clusters side by side [default: four times the cores, at most 16]
     #[arg(long)]
     jobs: Option<usize>,
+    /// Run one part of the faults, such as 1/2: every second one, from the first
+    #[arg(long, value_name = "NUMBER/OF")]
+    part: Option<Part>,
     /// Try the faults that were not judged rightly once more, alone, if they are few
     #[arg(long)]
     again: bool,
@@ -286,6 +290,10 @@ fn run(args: &RunArgs) -> Result<bool> {
         })
         .collect();
     ensure!(!runs.is_empty(), "of these faults none is tried in such a shape: see `lab list`");
+    let runs = match args.part {
+        Some(part) => part.of(&runs),
+        None => runs,
+    };
     let jobs = args.jobs.map_or_else(run::default_jobs, Ok)?;
     let show = |row: &report::Row| {
         if args.output == Output::Text {

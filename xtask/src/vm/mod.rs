@@ -6,8 +6,10 @@ mod features;
 mod guest;
 mod kernels;
 mod machine;
+mod part;
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,8 +19,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::features::Found;
-use self::kernels::{KERNELS, Kernel};
+use self::kernels::{KERNELS, Kernel, Unpacked};
 use self::machine::Machine;
+use self::part::Part;
 use crate::output::Output;
 use crate::shell::target;
 use crate::{Install, duration, interrupt, lab};
@@ -44,6 +47,10 @@ pub(crate) struct Options {
     /// Clusters side by side
     #[arg(long, default_value_t = 1)]
     jobs: u8,
+    /// Guests side by side, each of one processor; a kernel's faults are shared out
+    /// among its guests [default: as many as there are processors]
+    #[arg(long)]
+    guests: Option<NonZeroUsize>,
     /// Kill a guest that takes longer than this
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "2h")]
     bound: Duration,
@@ -78,10 +85,10 @@ struct Outcome {
     rows: Vec<Value>,
     /// What went wrong beside them.
     problems: Vec<String>,
-    /// From the guest's start to its end.
+    /// From its last guest's start to its end.
     seconds: f64,
-    /// Where its console, logs and recordings are.
-    kept: PathBuf,
+    /// Where its guests' consoles, logs and recordings are.
+    kept: Vec<PathBuf>,
     /// `pass` or `fail`.
     result: &'static str,
 }
@@ -96,9 +103,24 @@ pub(crate) fn run(words: &[String], install: Install) -> Result<()> {
     install.provide_old_tools()?;
     lab::build()?;
     interrupt::install()?;
+    let guests = options.guests.map_or_else(std::thread::available_parallelism, Ok)?.get();
+    let unpacked = kernels
+        .iter()
+        .map(|kernel| kernel.provide(!install.no_install))
+        .collect::<Result<Vec<_>>>()?;
+    let parts = Part::all(guests.div_ceil(kernels.len()));
+    let guests_of: Vec<_> = kernels
+        .iter()
+        .zip(&unpacked)
+        .flat_map(|(&kernel, unpacked)| parts.iter().map(move |&part| (kernel, unpacked, part)))
+        .collect();
+    let mut brought = part::side_by_side(&guests_of, guests, |&(kernel, unpacked, part)| {
+        run_part(kernel, unpacked, part, pattern, &options)
+    })?
+    .into_iter();
     let mut outcomes = Vec::with_capacity(kernels.len());
     for kernel in kernels {
-        let outcome = run_one(kernel, install, pattern, &options)?;
+        let outcome = Outcome::of(kernel, brought.by_ref().take(parts.len()).collect());
         if options.output == Output::Text {
             println!("{}", outcome.line());
             for problem in &outcome.problems {
@@ -143,31 +165,32 @@ fn chosen(words: &[String]) -> Result<(Vec<&'static Kernel>, Option<&str>)> {
     Ok((kernels, pattern))
 }
 
-fn run_one(
-    kernel: &'static Kernel,
-    install: Install,
+/// What one guest brought back.
+#[derive(Debug, Default)]
+struct Brought {
+    found: Option<Found>,
+    rows: Vec<Value>,
+    problems: Vec<String>,
+    seconds: f64,
+    kept: PathBuf,
+}
+
+fn run_part(
+    kernel: &Kernel,
+    unpacked: &Unpacked,
+    part: Part,
     pattern: Option<&str>,
     options: &Options,
-) -> Result<Outcome> {
+) -> Result<Brought> {
     let start = Instant::now();
-    let (kept, results) = boot(kernel, install, &run_lines(pattern, options), options.bound)?;
-    let mut outcome = Outcome {
-        kernel: kernel.name,
-        found: None,
-        expected_gaps: Vec::new(),
-        rows: Vec::new(),
-        problems: Vec::new(),
-        seconds: start.elapsed().as_secs_f64(),
-        kept,
-        result: "fail",
-    };
-    if let Err(error) = results.and_then(|results| outcome.read(&results)) {
-        outcome.problems.push(format!("{error:#}"));
+    let guest = Guest { name: part.name(kernel.name), unpacked, bound: options.bound };
+    let (kept, results) = guest.boot(&run_lines(pattern, part, options))?;
+    let mut brought = Brought { kept, ..Brought::default() };
+    if let Err(error) = results.and_then(|results| brought.read(&results, part)) {
+        brought.problems.push(format!("{error:#}"));
     }
-    if outcome.is_pass() {
-        outcome.result = "pass";
-    }
-    Ok(outcome)
+    brought.seconds = start.elapsed().as_secs_f64();
+    Ok(brought)
 }
 
 /// Shows a mesh in a guest, with what the lab's demo takes, and a fault if one
@@ -182,7 +205,9 @@ pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result
         // What goes to a terminal is drawn over, and a console is no such.
         Output::Text => format!("({demo}; echo $? > status) | cat\n"),
     };
-    let (_, results) = boot(kernel, install, &lines, DEMO_BOUND)?;
+    let unpacked = kernel.provide(!install.no_install)?;
+    let guest = Guest { name: kernel.name.to_owned(), unpacked: &unpacked, bound: DEMO_BOUND };
+    let (_, results) = guest.boot(&lines)?;
     let results = results?;
     if output == Output::Json {
         print!("{}", fs::read_to_string(results.join("demo.json"))?);
@@ -192,50 +217,61 @@ pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result
     Ok(())
 }
 
-/// Boots a kernel whose guest does `lines`. Where its console is kept, and what
-/// it brought back.
-fn boot(
-    kernel: &Kernel,
-    install: Install,
-    lines: &str,
+/// A guest to boot.
+struct Guest<'a> {
+    /// What it is called on its console, and its folder.
+    name: String,
+    unpacked: &'a Unpacked,
+    /// The longest that it may take.
     bound: Duration,
-) -> Result<(PathBuf, Result<PathBuf>)> {
-    // The guest runs this system's own programs.
-    ensure!(cfg!(target_arch = "x86_64"), "the lab's kernels are amd64's, and this machine is not");
-    let unpacked = kernel.provide(!install.no_install)?;
-    let kept = target()?.join("lab/vm").join(kernel.name);
-    // What is kept of an earlier run would be taken for this one's.
-    let _ = fs::remove_dir_all(&kept);
-    fs::create_dir_all(&kept)?;
-    let archive = kept.join("initrd");
-    guest::write(&unpacked, format!("{START}{lines}{END}"), &archive)?;
-    eprintln!(
-        "booting {} without hardware virtualisation; it is killed after {} s, or {} s without a word",
-        unpacked.release,
-        bound.as_secs(),
-        machine::SILENCE.as_secs()
-    );
-    let machine =
-        Machine { name: kernel.name, kernel: &unpacked, archive: &archive, folder: &kept, bound };
-    let results = machine.run();
-    interrupt::check()?;
-    fs::remove_file(&archive)?;
-    Ok((kept, results))
 }
 
-impl Outcome {
-    /// Takes in what the guest brought back.
-    fn read(&mut self, results: &Path) -> Result<()> {
+impl Guest<'_> {
+    /// Boots it, and lets it do `lines`. Where its console is kept, and what it
+    /// brought back.
+    fn boot(&self, lines: &str) -> Result<(PathBuf, Result<PathBuf>)> {
+        let Self { name, unpacked, bound } = self;
+        // The guest runs this system's own programs.
+        ensure!(
+            cfg!(target_arch = "x86_64"),
+            "the lab's kernels are amd64's, and this machine is not"
+        );
+        let kept = target()?.join("lab/vm").join(name);
+        // What is kept of an earlier run would be taken for this one's.
+        let _ = fs::remove_dir_all(&kept);
+        fs::create_dir_all(&kept)?;
+        let archive = kept.join("initrd");
+        guest::write(unpacked, format!("{START}{lines}{END}"), &archive)?;
+        eprintln!(
+            "booting {} without hardware virtualisation; it is killed after {} s, or {} s without \
+             a word",
+            unpacked.release,
+            bound.as_secs(),
+            machine::SILENCE.as_secs()
+        );
+        let machine =
+            Machine { name, kernel: unpacked, archive: &archive, folder: &kept, bound: *bound };
+        let results = machine.run();
+        interrupt::check()?;
+        fs::remove_file(&archive)?;
+        Ok((kept, results))
+    }
+}
+
+impl Brought {
+    /// Takes in a guest's results.
+    fn read(&mut self, results: &Path, part: Part) -> Result<()> {
         let json = |name: &str| -> Result<Value> {
             let text = fs::read_to_string(results.join(name))
                 .with_context(|| format!("the guest made no {name}: see its console"))?;
             serde_json::from_str(&text)
                 .with_context(|| format!("the guest's {name} is not whole: see its console"))
         };
-        let found: Found = serde_json::from_value(json("features.json")?)?;
-        self.problems.extend(found.problems());
-        self.expected_gaps = found.expected_gaps();
-        self.found = Some(found);
+        if part.is_first() {
+            let found: Found = serde_json::from_value(json("features.json")?)?;
+            self.problems.extend(found.problems());
+            self.found = Some(found);
+        }
         let Value::Array(mut rows) = json("rows.json")? else { bail!("rows.json is no list") };
         for row in &mut rows {
             // Paths of the guest are nobody's.
@@ -245,6 +281,36 @@ impl Outcome {
         }
         self.rows = rows;
         Ok(())
+    }
+}
+
+impl Outcome {
+    /// Puts together what the guests of one kernel brought back.
+    fn of(kernel: &Kernel, brought: Vec<Brought>) -> Self {
+        let mut outcome = Self {
+            kernel: kernel.name,
+            found: None,
+            expected_gaps: Vec::new(),
+            rows: Vec::new(),
+            problems: Vec::new(),
+            seconds: 0.0,
+            kept: Vec::new(),
+            result: "fail",
+        };
+        for guest in brought {
+            if let Some(found) = guest.found {
+                outcome.expected_gaps = found.expected_gaps();
+                outcome.found = Some(found);
+            }
+            outcome.rows.extend(guest.rows);
+            outcome.problems.extend(guest.problems);
+            outcome.seconds = outcome.seconds.max(guest.seconds);
+            outcome.kept.push(guest.kept);
+        }
+        if outcome.is_pass() {
+            outcome.result = "pass";
+        }
+        outcome
     }
 
     fn passed(&self) -> usize {
@@ -256,6 +322,7 @@ impl Outcome {
     }
 
     fn line(&self) -> String {
+        let kept: Vec<_> = self.kept.iter().map(|path| path.display().to_string()).collect();
         let release = self.found.as_ref().map_or("", |found| found.release.as_str());
         let gaps = match self.expected_gaps.as_slice() {
             [] if self.found.is_none() => String::new(),
@@ -269,14 +336,14 @@ impl Outcome {
             self.passed(),
             self.rows.len(),
             self.seconds,
-            self.kept.display()
+            kept.join(", ")
         )
     }
 }
 
 /// What a guest does that runs faults.
-fn run_lines(pattern: Option<&str>, options: &Options) -> String {
-    let mut run = format!("--rows rows.json --keep kept --jobs {}", options.jobs);
+fn run_lines(pattern: Option<&str>, part: Part, options: &Options) -> String {
+    let mut run = format!("--rows rows.json --keep kept --part {part} --jobs {}", options.jobs);
     if let Some(shape) = &options.shape {
         run += &format!(" --shape {}", quoted(shape));
     }
@@ -286,12 +353,12 @@ fn run_lines(pattern: Option<&str>, options: &Options) -> String {
     if let Some(pattern) = pattern {
         run += &format!(" {}", quoted(pattern));
     }
-    // What was looked for is loaded now, and a fault wants IPIP not to be.
-    format!(
-        "/lab/lab features {AGENT} > features.json\n\
-         modprobe -r ipip\n\
-         /lab/lab run --own-machine {AGENT} {run}\n"
-    )
+    let mut lines = String::new();
+    if part.is_first() {
+        // What was looked for is loaded then, and a fault wants IPIP not to be.
+        lines += &format!("/lab/lab features {AGENT} > features.json\nmodprobe -r ipip\n");
+    }
+    lines + &format!("/lab/lab run --own-machine {AGENT} {run}\n")
 }
 
 /// A word for a shell.
@@ -346,27 +413,30 @@ mod tests {
     #[test]
     fn the_guest_is_told_what_was_asked() {
         let options = Options::parse_from(["vm", "--shape", "flannel", "--no-rules"]);
-        let lines = run_lines(Some("it's"), &options);
-        assert!(lines.ends_with(" --jobs 1 --shape 'flannel' --no-rules 'it'\\''s'\n"));
+        let parts = Part::all(2);
+        let first = run_lines(Some("it's"), parts[0], &options);
+        assert!(first.contains("features"), "{first}");
+        assert!(
+            first.ends_with(" --part 1/2 --jobs 1 --shape 'flannel' --no-rules 'it'\\''s'\n"),
+            "{first}"
+        );
+        assert!(!run_lines(None, parts[1], &options).contains("features"));
         assert!(END.ends_with("poweroff -f\n"));
     }
 
     #[test]
     fn an_outcome_passes_when_all_rows_and_the_table_agree() {
-        let mut outcome = Outcome {
-            kernel: "6.1",
-            found: None,
-            expected_gaps: Vec::new(),
-            rows: vec![serde_json::json!({"result": "pass"})],
-            problems: Vec::new(),
-            seconds: 1.0,
-            kept: PathBuf::new(),
-            result: "fail",
+        let row = |result: &str| serde_json::json!({"result": result});
+        let brought = |results: &[&str]| Brought {
+            rows: results.iter().map(|result| row(result)).collect(),
+            ..Brought::default()
         };
-        assert!(outcome.is_pass());
-        outcome.rows.push(serde_json::json!({"result": "fail"}));
-        assert!(!outcome.is_pass());
-        outcome.rows.clear();
-        assert!(!outcome.is_pass(), "no row proves nothing");
+        let of = |brought| Outcome::of(&KERNELS[0], brought).result;
+        assert_eq!(of(vec![brought(&["pass"]), brought(&["pass"])]), "pass");
+        assert_eq!(of(vec![brought(&["pass"]), brought(&["pass", "fail"])]), "fail");
+        assert_eq!(of(vec![brought(&["pass"]), brought(&[])]), "pass", "one had nothing to do");
+        assert_eq!(of(vec![brought(&[])]), "fail", "no row proves nothing");
+        let broken = Brought { problems: vec!["killed".to_owned()], ..brought(&["pass"]) };
+        assert_eq!(of(vec![brought(&["pass"]), broken]), "fail");
     }
 }
