@@ -1,16 +1,16 @@
 //! What programs take a packet, by the kernel's own statistics.
 
 use std::net::SocketAddrV4;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use aya::sys::{Stats, enable_stats};
 
 use crate::Nodes;
-use crate::empty;
+use crate::empty::{self, Attached};
+use crate::filter;
 use crate::flood::Flood;
 use crate::netns::within;
 use crate::statistics::{Cost, Pair, is_empty, is_ours, name_of};
@@ -48,7 +48,7 @@ pub(crate) fn attached(nodes: &Nodes) -> Result<Vec<String>> {
 }
 
 /// Attaches an empty program to each hook; they go when the result is dropped.
-pub(crate) fn attach_empty(nodes: &Nodes) -> Result<Vec<OwnedFd>> {
+pub(crate) fn attach_empty(nodes: &Nodes) -> Result<Vec<Attached>> {
     way(nodes).iter().map(Hook::attach_empty).collect()
 }
 
@@ -81,12 +81,20 @@ pub(crate) fn measure(
 }
 
 impl Hook<'_> {
-    fn attach_empty(&self) -> Result<OwnedFd> {
+    fn attach_empty(&self) -> Result<Attached> {
         within(self.node, || empty::attach(self.device, self.side))
     }
 
     fn programs(&self) -> Result<Vec<ProgramInfo>> {
-        let asked = || Ok(SchedClassifier::query_tcx(self.device, self.side)?.1);
+        let asked = || match SchedClassifier::query_tcx(self.device, self.side) {
+            Ok((_, programs)) => Ok(programs),
+            // Linux before 6.6: filters alone.
+            Err(_) => {
+                let filters = filter::programs(self.device, self.side)?;
+                let programs = loaded_programs().collect::<Result<Vec<_>, _>>()?;
+                Ok(programs.into_iter().filter(|program| filters.contains(&program.id())).collect())
+            }
+        };
         within(self.node, asked).with_context(|| format!("what is attached to {}", self.device))
     }
 

@@ -1,9 +1,10 @@
 //! What the eBPF programs cost: the measurements behind `cargo xtask bench
 //! ebpf`, which makes the two nodes and runs the agents. Each verb prints one
-//! JSON document. Needs root and Linux 6.6; build it with `--release`.
+//! JSON document. Needs root; build it with `--release`.
 
 mod drops;
 mod empty;
+mod filter;
 mod flood;
 mod hooks;
 mod netns;

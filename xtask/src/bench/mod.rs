@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 
 use crate::output::Output;
 use crate::shell::{self, root_command};
-use crate::{Install, interrupt};
+use crate::{Install, interrupt, lab, vm};
 
 /// What `cargo xtask bench` takes.
 #[derive(Args)]
@@ -31,21 +31,25 @@ pub(crate) struct Options {
     built: bool,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum What {
     /// One agent against 1,000 simulated peers: processor, memory, HTTP, bytes
     Agent,
     /// What the eBPF programs cost packets, connections and a burst of drops
-    Ebpf,
+    Ebpf {
+        /// Under this kernel, in a virtual machine: one of `cargo xtask lab vm`'s
+        #[arg(long)]
+        kernel: Option<String>,
+    },
     /// Whole tables of routes, rules, connections and sets, beside the usual tools
     State,
 }
 
 impl What {
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Agent => "agent",
-            Self::Ebpf => "ebpf",
+            Self::Ebpf { .. } => "ebpf",
             Self::State => "state",
         }
     }
@@ -57,9 +61,16 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         options.install.setup()?;
         match options.what {
             What::Agent => agent::build()?,
-            What::Ebpf => ebpf::build()?,
+            What::Ebpf { .. } => ebpf::build()?,
             What::State => state::build()?,
         }
+    }
+    if let What::Ebpf { kernel: Some(kernel) } = &options.what {
+        interrupt::install()?;
+        options.install.provide_old_tools()?;
+        lab::build()?;
+        print!("{}", vm::bench_ebpf(kernel, options.output, options.install)?);
+        return Ok(());
     }
     if !shell::is_root() {
         let mut again = root_command(std::env::current_exe()?)?;
@@ -72,7 +83,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     interrupt::install()?;
     match options.what {
         What::Agent => agent::bench(options.output),
-        What::Ebpf => ebpf::bench(options.output),
+        What::Ebpf { .. } => ebpf::bench(options.output),
         What::State => state::bench(options.output),
     }
 }

@@ -99,8 +99,18 @@ const MODULES: [&str; 15] = [
 /// Where the guest has what was built here.
 const HOME: &str = "lab";
 
+/// What some guests have beside what all have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extra {
+    /// Programs of this system.
+    pub(crate) system: &'static [&'static str],
+    /// Programs that were built here, as paths in the target folder; in the guest
+    /// they are in the lab's folder under the same names.
+    pub(crate) built: &'static [&'static str],
+}
+
 /// Writes the archive; `script` is what the guest does.
-pub(crate) fn write(kernel: &Unpacked, script: String, into: &Path) -> Result<()> {
+pub(crate) fn write(kernel: &Unpacked, script: String, extra: Extra, into: &Path) -> Result<()> {
     let mut contents = Contents::default();
     contents.add("init", Entry::Script(script));
     // As on this system: merged into /usr.
@@ -119,12 +129,17 @@ pub(crate) fn write(kernel: &Unpacked, script: String, into: &Path) -> Result<()
         add_libraries(&mut contents, &path)?;
         contents.add(Path::new(HOME).join(program), Entry::File(path));
     }
+    for program in extra.built {
+        let path = target()?.join(program);
+        add_libraries(&mut contents, &path)?;
+        contents.add(Path::new(HOME).join(program), Entry::File(path));
+    }
     add_tree(
         &mut contents,
         &target()?.join("tools/debian-11"),
         &format!("{HOME}/tools/debian-11"),
     )?;
-    for program in PROGRAMS {
+    for program in PROGRAMS.iter().chain(extra.system) {
         add_file(&mut contents, &on_path(program)?)?;
     }
     for file in FILES.map(Path::new) {

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::features::Found;
+use self::guest::Extra;
 use self::kernels::{KERNELS, Kernel, Unpacked};
 use self::machine::Machine;
 use self::part::Part;
@@ -69,8 +70,8 @@ const DEFAULT: &str = "6.1";
 /// The agent in a guest, and how much slower a guest may be at what takes work
 /// than the limits are meant for.
 const AGENT: &str = "--binary /lab/overlaywatch --patience 4";
-/// The longest that a demo takes in a guest.
-const DEMO_BOUND: Duration = Duration::from_secs(3600);
+/// The longest that a demo, or a benchmark, takes in a guest.
+const ONCE_BOUND: Duration = Duration::from_secs(3600);
 
 /// What came of one kernel.
 #[derive(Debug, Serialize)]
@@ -151,12 +152,7 @@ fn chosen(words: &[String]) -> Result<(Vec<&'static Kernel>, Option<&str>)> {
         } else if let Some(kernel) = Kernel::named(word) {
             kernels.push(kernel);
         } else if let Some(other) = pattern.replace(word.as_str()) {
-            let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-            bail!(
-                "of {other} and {word} one at most can be a pattern of faults; kernels are {} and \
-                 {ALL}",
-                names.join(", ")
-            );
+            bail!("of {other} and {word} one at most can be a pattern of faults; {}", names());
         }
     }
     if kernels.is_empty() {
@@ -175,6 +171,12 @@ struct Brought {
     kept: PathBuf,
 }
 
+/// Which kernels there are, for whoever named none.
+fn names() -> String {
+    let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    format!("kernels are {} and {ALL}", names.join(", "))
+}
+
 fn run_part(
     kernel: &Kernel,
     unpacked: &Unpacked,
@@ -183,7 +185,12 @@ fn run_part(
     options: &Options,
 ) -> Result<Brought> {
     let start = Instant::now();
-    let guest = Guest { name: part.name(kernel.name), unpacked, bound: options.bound };
+    let guest = Guest {
+        name: part.name(kernel.name),
+        unpacked,
+        extra: Extra::default(),
+        bound: options.bound,
+    };
     let (kept, results) = guest.boot(&run_lines(pattern, part, options))?;
     let mut brought = Brought { kept, ..Brought::default() };
     if let Err(error) = results.and_then(|results| brought.read(&results, part)) {
@@ -205,10 +212,7 @@ pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result
         // What goes to a terminal is drawn over, and a console is no such.
         Output::Text => format!("({demo}; echo $? > status) | cat\n"),
     };
-    let unpacked = kernel.provide(!install.no_install)?;
-    let guest = Guest { name: kernel.name.to_owned(), unpacked: &unpacked, bound: DEMO_BOUND };
-    let (_, results) = guest.boot(&lines)?;
-    let results = results?;
+    let results = once(kernel, install, Extra::default(), &lines)?;
     if output == Output::Json {
         print!("{}", fs::read_to_string(results.join("demo.json"))?);
     }
@@ -217,11 +221,39 @@ pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result
     Ok(())
 }
 
+/// Runs the benchmark of the eBPF programs in a guest: xtask itself, which is
+/// told that all is built. What it printed.
+pub(crate) fn bench_ebpf(kernel: &str, output: Output, install: Install) -> Result<String> {
+    let Some(kernel) = Kernel::named(kernel) else { bail!("no kernel {kernel}: {}", names()) };
+    let format = match output {
+        Output::Json => "json",
+        Output::Text => "text",
+    };
+    let [_, xtask, _] = BENCH.built else { bail!("who runs the benchmark?") };
+    let lines = format!("/lab/{xtask} bench ebpf --built -o {format} > bench\n");
+    let results = once(kernel, install, BENCH, &lines)?;
+    fs::read_to_string(results.join("bench")).context("the guest printed no benchmark")
+}
+
+/// What the benchmark of the eBPF programs needs.
+const BENCH: Extra = Extra {
+    system: &["iperf3"],
+    built: &["release/overlaywatch", "debug/xtask", "release/examples/bench_ebpf"],
+};
+
+/// Boots one guest, and gives what it brought back.
+fn once(kernel: &Kernel, install: Install, extra: Extra, lines: &str) -> Result<PathBuf> {
+    let unpacked = kernel.provide(!install.no_install)?;
+    let name = kernel.name.to_owned();
+    Guest { name, unpacked: &unpacked, extra, bound: ONCE_BOUND }.boot(lines)?.1
+}
+
 /// A guest to boot.
 struct Guest<'a> {
     /// What it is called on its console, and its folder.
     name: String,
     unpacked: &'a Unpacked,
+    extra: Extra,
     /// The longest that it may take.
     bound: Duration,
 }
@@ -230,7 +262,7 @@ impl Guest<'_> {
     /// Boots it, and lets it do `lines`. Where its console is kept, and what it
     /// brought back.
     fn boot(&self, lines: &str) -> Result<(PathBuf, Result<PathBuf>)> {
-        let Self { name, unpacked, bound } = self;
+        let Self { name, unpacked, extra, bound } = self;
         // The guest runs this system's own programs.
         ensure!(
             cfg!(target_arch = "x86_64"),
@@ -241,7 +273,7 @@ impl Guest<'_> {
         let _ = fs::remove_dir_all(&kept);
         fs::create_dir_all(&kept)?;
         let archive = kept.join("initrd");
-        guest::write(unpacked, format!("{START}{lines}{END}"), &archive)?;
+        guest::write(unpacked, format!("{START}{lines}{END}"), *extra, &archive)?;
         eprintln!(
             "booting {} without hardware virtualisation; it is killed after {} s, or {} s without \
              a word",
