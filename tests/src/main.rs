@@ -70,6 +70,9 @@ struct RunArgs {
     /// Whose overlay to build [default: each shape in turn]
     #[arg(long, value_enum)]
     shape: Option<Shape>,
+    /// Each shape in turn, except these
+    #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "shape")]
+    except: Vec<Shape>,
     /// Run the agents without the rules that name causes, and judge direction and hop alone
     #[arg(long)]
     no_rules: bool,
@@ -274,7 +277,8 @@ fn run(args: &RunArgs) -> Result<bool> {
     patience::set(args.patience);
     let binary = binary(&args.binary)?;
     let mode = if args.no_rules { Mode::NoRules } else { Mode::Rules };
-    let shapes = shapes(args.shape)?;
+    let mut shapes = shapes(args.shape)?;
+    shapes.retain(|shape| !args.except.contains(shape));
     if args.own_machine {
         need::own_machine();
     }

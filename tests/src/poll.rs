@@ -1,4 +1,5 @@
-//! Listening to the agents: each node's /health, ten times a second.
+//! Listening to the agents: each node's /health, ten times a second where the
+//! machine is no slower than usual.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::agent::PORT;
 use crate::judge::{Said, Sample, Timeline};
 use crate::topology::{Cluster, Node};
-use crate::{health, http};
+use crate::{health, http, patience};
 
 /// Time between two looks at a node.
 const EVERY: Duration = Duration::from_millis(100);
@@ -85,7 +86,7 @@ impl Poll {
                 };
                 heard.timeline.push(Sample { at, node: index, said });
                 drop(heard);
-                next += EVERY;
+                next += patience::stretched(EVERY);
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 next = next.max(Instant::now());
             }

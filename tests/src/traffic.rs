@@ -203,7 +203,7 @@ fn send(
         }
         // What the kernel refuses to send is lost as well.
         let _ = socket.send_to(&payload, target);
-        next += GAP;
+        next += patience::stretched(GAP);
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }

@@ -19,7 +19,8 @@ impl Tally {
 
     /// What a closing line says: Cargo's test harness writes `test result: ok.
     /// 12 passed; 0 failed; 0 ignored; ...`, the lab `12 of 12 faults judged
-    /// rightly`, fuzzing `12 of 12 fuzz targets found nothing`. Any other line is none.
+    /// rightly`, in a virtual machine `pass  6.1 RELEASE: 12 of 12 faults judged rightly
+    /// in ...`, fuzzing `12 of 12 fuzz targets found nothing`. Any other line is none.
     pub(crate) fn from_closing_line(line: &str) -> Option<Self> {
         let line = line.trim();
         if let Some(rest) = line.strip_prefix("test result: ") {
@@ -30,7 +31,10 @@ impl Tally {
         }
         let counts = line
             .strip_suffix(" faults judged rightly")
-            .or_else(|| line.strip_suffix(" fuzz targets found nothing"))?;
+            .or_else(|| line.strip_suffix(" fuzz targets found nothing"))
+            .or_else(|| {
+                line.split_once(" faults judged rightly in ")?.0.split_once(": ")?.1.into()
+            })?;
         let (passed, all) = counts.split_once(" of ")?;
         let passed: u64 = passed.parse().ok()?;
         let all: u64 = all.parse().ok()?;
@@ -61,6 +65,8 @@ mod tests {
         assert_eq!(Tally::from_closing_line(cargo), Some(Tally { passed: 12, failed: 1 }));
         let lab = "19 of 20 faults judged rightly\n";
         assert_eq!(Tally::from_closing_line(lab), Some(Tally { passed: 19, failed: 1 }));
+        let guest = "fail  6.1 6.1.0-50-cloud-amd64: 8 of 9 faults judged rightly in 300 s; it";
+        assert_eq!(Tally::from_closing_line(guest), Some(Tally { passed: 8, failed: 1 }));
         let fuzz = "12 of 13 fuzz targets found nothing\n";
         assert_eq!(Tally::from_closing_line(fuzz), Some(Tally { passed: 12, failed: 1 }));
     }

@@ -2,10 +2,12 @@
 //! the lab last, so that nothing else is at work while it times verdicts.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::background::Background;
 use crate::shell::{self, cargo, root};
@@ -22,7 +24,7 @@ struct Stage {
     run: fn(&mut Beside) -> Result<Report>,
 }
 
-const STAGES: [Stage; 8] = [
+const STAGES: [Stage; 9] = [
     Stage { name: "fmt", run: fmt },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tests", run: tests },
@@ -31,6 +33,7 @@ const STAGES: [Stage; 8] = [
     Stage { name: "ebpf", run: run_ebpf },
     Stage { name: "fuzz", run: run_fuzz },
     Stage { name: "lab", run: run_lab },
+    Stage { name: "vm", run: run_vm },
 ];
 
 /// What later stages need and what is made while earlier ones run.
@@ -41,6 +44,25 @@ struct Beside {
     linker: Result<Option<Background>>,
     fuzz: Option<Background>,
     lab: Option<Background>,
+    /// Runs while the lab does.
+    guest: Option<Guest>,
+}
+
+/// What takes no notice of how busy this machine is: a virtual one.
+struct Guest {
+    name: String,
+    child: Child,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It ends its own guest then; one that has ended is where it should be.
+        let pid = i32::try_from(self.child.id()).map(Pid::from_raw);
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = pid.map(|pid| kill(pid, Signal::SIGTERM));
+        }
+        let _ = self.child.wait();
+    }
 }
 
 impl Beside {
@@ -77,6 +99,7 @@ pub(crate) fn test(install: Install) -> Result<()> {
         linker: ebpf::linker_install(install).and_then(|command| start(command.as_ref())),
         fuzz: Some(Background::start(&fuzz::build_command()?)?),
         lab: Some(Background::start(&lab::build_command())?),
+        guest: None,
     };
     let mut table = Vec::new();
     let mut total = Tally::default();
@@ -205,11 +228,34 @@ fn run_lab(beside: &mut Beside) -> Result<Report> {
         println!("waiting until the agent and the lab are built, optimised");
         build.wait()?;
     }
+    beside.guest = Some(start_guest(beside.install)?);
     // One shape: `cargo xtask lab run` goes through all of them in twice the time.
     // On a machine of others nobody promises when a process gets the processor: limits
     // are wide, and what a stall spoilt is tried once more, which the table shows.
     let run = ["run", "--shape", "flannel", "--patience", "2", "--again"].map(str::to_owned);
     follow(&mut lab::command(&run)?)
+}
+
+/// What the guest tries: what this machine's kernel may lack.
+const IN_GUEST: &str = "proto4,tunl0,ipip,netem";
+
+/// Boots a machine for IPIP, which the lab beside it leaves its time to.
+fn start_guest(install: Install) -> Result<Guest> {
+    let mut command = Command::new("nice");
+    command.args(["-n", "19"]).arg(std::env::current_exe()?);
+    command.args(["lab", "vm", "6.1", IN_GUEST, "--shape", "calico-ipip", "--guests", "1"]);
+    if install.no_install {
+        command.arg("--no-install");
+    }
+    let name = shell::line(&command);
+    let child = command.current_dir(root()).stdout(Stdio::piped()).spawn();
+    Ok(Guest { child: child.with_context(|| format!("cannot run {name}"))?, name })
+}
+
+fn run_vm(beside: &mut Beside) -> Result<Report> {
+    let mut guest = beside.guest.take().context("no guest was booted")?;
+    println!("waiting for the guest");
+    hear(&mut guest.child, &guest.name)
 }
 
 /// Fails with a remedy where a part of the toolchain is missing.
@@ -233,6 +279,11 @@ fn follow(command: &mut Command) -> Result<Report> {
     let name = shell::line(command);
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
+    hear(&mut child, &name)
+}
+
+/// Does so for a runner that was started before.
+fn hear(child: &mut Child, name: &str) -> Result<Report> {
     let output = child.stdout.take().context("a piped child has a stdout")?;
     let mut report = Report::default();
     for line in BufReader::new(output).lines() {
@@ -241,7 +292,7 @@ fn follow(command: &mut Command) -> Result<Report> {
         report.read(line);
     }
     let status = child.wait().with_context(|| format!("waiting for {name}"))?;
-    Ok(report.close(status.success(), &name))
+    Ok(report.close(status.success(), name))
 }
 
 impl Report {
