@@ -232,8 +232,9 @@ fn run_lab(beside: &mut Beside) -> Result<Report> {
     // One shape: `cargo xtask lab run` goes through all of them in twice the time.
     // On a machine of others nobody promises when a process gets the processor: limits
     // are wide, and what a stall spoilt is tried once more, which the table shows.
-    let run = ["run", "--shape", "flannel", "--patience", "2", "--again"].map(str::to_owned);
-    follow(&mut lab::command(&run)?)
+    let run = "run --shape flannel --patience 2 --again --jobs 12";
+    let words: Vec<_> = run.split_whitespace().map(str::to_owned).collect();
+    follow(&mut lab::command(&words)?)
 }
 
 /// What the guest tries: what this machine's kernel may lack.
