@@ -22,4 +22,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         assert!(text.starts_with(folder) && folder.ends_with("/bin"));
     }
     let _ = translate::has_capability(&text, 19);
+    if let Some((name, _)) = translate::process(&text) {
+        assert!(text.contains(name));
+    }
 });

@@ -26,14 +26,15 @@ const USERS: [&str; 13] = [
 /// The processes of one mount namespace.
 #[derive(Debug, Default)]
 pub(super) struct Inhabitants {
-    /// A few, those first that matter most.
-    processes: Vec<(usize, ToolProcess)>,
+    /// A few, those first that matter most, and of those that matter alike the
+    /// oldest: numbers of processes begin anew.
+    processes: Vec<(usize, u64, ToolProcess)>,
 }
 
 impl Inhabitants {
     /// The place among those that matter of the one who matters most.
     pub(super) fn rank(&self) -> usize {
-        self.processes.first().map_or(USERS.len(), |(rank, _)| *rank)
+        self.processes.first().map_or(USERS.len(), |(rank, ..)| *rank)
     }
 
     /// Whether one of them is known to work on sets or rules.
@@ -43,27 +44,37 @@ impl Inhabitants {
 
     /// The number of the one who matters most.
     pub(super) fn first(&self) -> Option<u32> {
-        self.processes.first().map(|(_, process)| process.pid)
+        self.processes.first().map(|(.., process)| process.pid)
     }
 
     /// Those that are known to work on sets or rules.
     pub(super) fn users(self) -> Vec<ToolProcess> {
-        let users = self.processes.into_iter().filter(|(rank, _)| *rank < USERS.len());
-        users.map(|(_, process)| process).collect()
+        let users = self.processes.into_iter().filter(|(rank, ..)| *rank < USERS.len());
+        users.map(|(.., process)| process).collect()
     }
 
     /// Those that are kept.
     pub(super) fn named(&self) -> Vec<ToolProcess> {
-        self.processes.iter().map(|(_, process)| process.clone()).collect()
+        self.processes.iter().map(|(.., process)| process.clone()).collect()
     }
 
-    /// Keeps a process, if it matters more than those that are kept.
-    pub(super) fn take(&mut self, process: ToolProcess) {
+    /// Keeps a process that was started at this time, in any unit, if it matters
+    /// more than those that are kept.
+    pub(super) fn take(&mut self, process: ToolProcess, started: u64) {
         let rank = USERS.iter().position(|user| *user == process.name).unwrap_or(USERS.len());
-        let key = (rank, process.pid);
-        let position = self.processes.partition_point(|(rank, other)| (*rank, other.pid) < key);
-        self.processes.insert(position, (rank, process));
+        let key = (rank, started, process.pid);
+        let position = self
+            .processes
+            .partition_point(|(rank, started, other)| (*rank, *started, other.pid) < key);
+        self.processes.insert(position, (rank, started, process));
         self.processes.truncate(MOST_NAMED);
+    }
+
+    /// Keeps those of another namespace as well.
+    pub(super) fn take_all(&mut self, others: &Self) {
+        for (_, started, process) in &others.processes {
+            self.take(process.clone(), *started);
+        }
     }
 }
 

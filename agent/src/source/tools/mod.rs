@@ -196,9 +196,7 @@ impl Finder {
                 known.map_or_else(|| Looked::unread(number, &them), |(_, looked)| looked)
             };
             match &looked {
-                Looked::OfHost => {
-                    them.named().into_iter().for_each(|process| host.take(process));
-                }
+                Looked::OfHost => host.take_all(&them),
                 Looked::Apart(found) => spaces.extend_from_slice(found),
             }
             self.before.insert(number, (pid, looked));
@@ -251,8 +249,9 @@ impl Finder {
                 // It has ended meanwhile, or nobody may look at it.
                 Err(_) => continue,
             };
-            let name = self.name(process);
-            found.entry(mount_namespace).or_default().take(ToolProcess { pid, name });
+            // One that has ended meanwhile is nobody any more.
+            let Some((name, started)) = self.who(process) else { continue };
+            found.entry(mount_namespace).or_default().take(ToolProcess { pid, name }, started);
             if found.len() > MOST_SPACES {
                 let others = found.iter().filter(|(number, _)| **number != host);
                 let least = others.max_by_key(|(_, them)| them.rank()).map(|(number, _)| *number);
@@ -262,10 +261,13 @@ impl Finder {
         Ok(found)
     }
 
-    /// A process's name, without what would draw on a terminal.
-    fn name(&self, process: &str) -> String {
-        let name = fs::read(self.place.proc.join(process).join("comm")).unwrap_or_default();
-        String::from_utf8_lossy(&name).trim_end().escape_debug().to_string()
+    /// A process's name, without what would draw on a terminal, and when it was
+    /// started.
+    fn who(&self, process: &str) -> Option<(String, u64)> {
+        let status = fs::read(self.place.proc.join(process).join("stat")).ok()?;
+        let status = String::from_utf8_lossy(&status);
+        let (name, started) = translate::process(&status)?;
+        Some((name.escape_debug().to_string(), started))
     }
 
     /// The host's root, its tools and their files.

@@ -15,15 +15,29 @@ fn process(pid: u32, name: &str) -> ToolProcess {
 fn those_that_matter_are_named_first_and_few() {
     let mut found = Inhabitants::default();
     for pid in 10..40 {
-        found.take(process(pid, "sh"));
+        found.take(process(pid, "sh"), 7);
     }
-    found.take(process(99, "calico-node"));
-    found.take(process(50, "kube-proxy"));
+    found.take(process(99, "calico-node"), 7);
+    found.take(process(50, "kube-proxy"), 7);
     let named: Vec<_> = found.named().iter().map(|process| process.pid).collect();
     assert_eq!(named, [99, 50, 10, 11, 12, 13, 14, 15]);
     assert_eq!(found.first(), Some(99));
     let users: Vec<_> = found.users().iter().map(|process| process.pid).collect();
     assert_eq!(users, [99, 50]);
+}
+
+#[test]
+fn whoever_was_there_first_is_named_whatever_its_number() {
+    let mut found = Inhabitants::default();
+    // Numbers of processes have begun anew since.
+    found.take(process(1_642, "sleep"), 900);
+    found.take(process(31_000, "nginx"), 300);
+    assert_eq!(found.first(), Some(31_000));
+    let mut host = Inhabitants::default();
+    host.take(process(1, "init"), 0);
+    host.take_all(&found);
+    let named: Vec<_> = host.named().iter().map(|process| process.pid).collect();
+    assert_eq!(named, [1, 31_000, 1_642]);
 }
 
 #[test]
@@ -62,11 +76,16 @@ fn node(k3s: &str) -> tempfile::TempDir {
         symlink("net:[4]", folder.join("ns/net")).unwrap();
         symlink("mnt:[5]", folder.join("ns/mnt")).unwrap();
         symlink(machine.path().join("host"), folder.join("root")).unwrap();
-        fs::write(folder.join("comm"), format!("{name}\n")).unwrap();
+        fs::write(folder.join("stat"), status(process.parse().unwrap_or(9), name, 5)).unwrap();
     }
     symlink(k3s, proc.join("7/exe")).unwrap();
     ipset(&machine, "usr/sbin", HOSTS);
     machine
+}
+
+/// What /proc says of a process that was started then.
+fn status(pid: u32, name: &str, started: u64) -> String {
+    format!("{pid} ({name}) S 1 7 7 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 {started} 0 0 1844\n")
 }
 
 /// A further process of a mount namespace of its own, whose root is this folder of
@@ -78,7 +97,7 @@ fn apart(machine: &tempfile::TempDir, pid: u32, name: &str, root: &str) {
     symlink("net:[4]", folder.join("ns/net")).unwrap();
     symlink(format!("mnt:[{pid}]"), folder.join("ns/mnt")).unwrap();
     symlink(machine.path().join(root), folder.join("root")).unwrap();
-    fs::write(folder.join("comm"), format!("{name}\n")).unwrap();
+    fs::write(folder.join("stat"), status(pid, name, 5)).unwrap();
     fs::copy("/proc/self/mountinfo", folder.join("mountinfo")).unwrap();
 }
 
@@ -135,7 +154,7 @@ fn agents_are_looked_at_first_and_nobody_is_left_for_ever() {
     let inhabited = |names: &[(u64, &str)]| -> BTreeMap<u64, Inhabitants> {
         let them = names.iter().map(|&(number, name)| {
             let mut them = Inhabitants::default();
-            them.take(process(9, name));
+            them.take(process(9, name), 7);
             (number, them)
         });
         them.collect()

@@ -69,6 +69,17 @@ pub fn version(tool: Tool, bytes: &[u8]) -> Option<ToolVersion> {
     found.filter(|_| is_marked)
 }
 
+/// A process's name and when it was started, in clock ticks since the machine was,
+/// by its status (proc_pid_stat(5)). Names may hold spaces and brackets.
+#[must_use]
+pub fn process(status: &str) -> Option<(&str, u64)> {
+    /// Fields from the state, which follows the name, to the time.
+    const STARTED: usize = 19;
+    let (head, fields) = status.rsplit_once(')')?;
+    let (_, name) = head.split_once('(')?;
+    Some((name, fields.split_ascii_whitespace().nth(STARTED)?.parse().ok()?))
+}
+
 /// The number of a namespace, by its link under /proc/PID/ns: "mnt:[4026531841]"
 /// (namespaces(7)).
 #[must_use]
@@ -153,6 +164,17 @@ mod tests {
     use super::*;
 
     const MARK: &[u8] = b"\0Kernel and userspace incompatible: settype %s with revision %u not supported by userspace.\0";
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let after = "S 1 77 77 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 4711 0 0 18446744073709551615";
+        for name in ["nginx", "a (b) c", ")", "((", ""] {
+            assert_eq!(process(&format!("77 ({name}) {after}\n")), Some((name, 4711)));
+        }
+        for status in ["", "77", "77 nginx S 1", "77 (nginx) S 1 77", ")("] {
+            assert_eq!(process(status), None, "{status}");
+        }
+    }
 
     fn library(texts: &[&[u8]]) -> Vec<u8> {
         let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
