@@ -201,10 +201,10 @@ impl Assembler {
 
     fn own_status(&mut self, snapshot: &Snapshot) -> Arc<OwnStatus> {
         let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
-        let own = OwnStatus {
-            node: snapshot.node.name.clone(),
-            tunnels: tunnels.iter().map(TunnelAdvert::from).collect(),
-        };
+        let mut adverts: Vec<TunnelAdvert> = tunnels.iter().map(TunnelAdvert::from).collect();
+        // Few can be told, and those to a peer each are alike.
+        adverts.dedup();
+        let own = OwnStatus { node: snapshot.node.name.clone(), tunnels: adverts };
         if *self.own != own {
             self.own = Arc::new(own);
         }
@@ -227,7 +227,8 @@ fn addresses_of(peers: &[Peer]) -> HashMap<IpAddr, PeerId> {
     let mut addresses = HashMap::new();
     let mut contested = BTreeSet::new();
     for peer in peers {
-        for overlay in peer.tunnels.iter().filter_map(|tunnel| tunnel.overlay) {
+        let led_to = peer.tunnels.iter().filter_map(|tunnel| tunnel.overlay);
+        for overlay in led_to.chain(peer.other_addresses.iter().copied()) {
             let other = addresses.insert(overlay, peer.id);
             if other.is_some_and(|other| other != peer.id) {
                 contested.insert(overlay);

@@ -60,7 +60,7 @@ pub fn ports(snapshot: &Snapshot) -> BTreeSet<u16> {
 }
 
 /// Networks that routes through a tunnel lead to, with the peer that the next
-/// hop belongs to. A default route is no network of anybody's.
+/// hop or the device belongs to. A default route is no network of anybody's.
 fn pods(snapshot: &Snapshot) -> impl Iterator<Item = (IpNet, PeerId)> {
     let mut by_gateway = BTreeMap::new();
     for peer in snapshot.peers.iter() {
@@ -71,10 +71,15 @@ fn pods(snapshot: &Snapshot) -> impl Iterator<Item = (IpNet, PeerId)> {
             }
         }
     }
+    let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
+    let by_device: BTreeMap<IfIndex, PeerId> =
+        tunnels.iter().filter_map(|tunnel| Some((tunnel.index, tunnel.only_peer()?))).collect();
     let routes = snapshot.routes.seen().into_iter().flat_map(|routes| routes.0.values());
     routes.filter_map(move |route| {
-        let via = (route.next_hop.device?, route.next_hop.gateway?);
-        let peer = *by_gateway.get(&via)?;
+        let device = route.next_hop.device?;
+        let of_gateway = |gateway| by_gateway.get(&(device, gateway));
+        let peer =
+            *route.next_hop.gateway.and_then(of_gateway).or_else(|| by_device.get(&device))?;
         (route.key.destination.prefix_len() > 0).then_some((route.key.destination, peer))
     })
 }

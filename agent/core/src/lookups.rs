@@ -144,6 +144,7 @@ mod tests {
                 mac: None,
             }],
             pod_networks: vec![format!("10.42.{node}.0/24").parse().unwrap()],
+            other_addresses: Vec::new(),
             departed_since: None,
         }
     }

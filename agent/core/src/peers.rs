@@ -87,20 +87,19 @@ impl Directory {
                 let entry = listed.as_ref().and_then(|listed| listed.get(&id));
                 let status = status(id);
                 let known = self.memory.get(&id).map(|memory| &memory.learned);
+                let adverts = status.map_or(&[][..], |status| &status.tunnels);
+                let listed_overlay = entry.and_then(|(_, entry)| entry.overlay);
+                let known = Known { now: learned.get(&id), ever: known };
+                let tunnels = tunnels_to(id, evidence, known, adverts, listed_overlay);
                 Peer {
                     id,
                     name: entry
                         .and_then(|(_, entry)| entry.name.clone())
                         .or_else(|| status.and_then(|status| status.node.clone())),
                     origin: entry.map_or(Origin::Kernel, |(origin, _)| *origin),
-                    tunnels: tunnels_to(
-                        id,
-                        evidence,
-                        known,
-                        status.map_or(&[], |status| &status.tunnels),
-                        entry.and_then(|(_, entry)| entry.overlay),
-                    ),
-                    pod_networks: known.map(|k| k.pod_networks.clone()).unwrap_or_default(),
+                    pod_networks: known.ever.map(|k| k.pod_networks.clone()).unwrap_or_default(),
+                    other_addresses: other_addresses(&tunnels, known, adverts, listed_overlay),
+                    tunnels,
                     departed_since: match &listed {
                         Some(_) => None,
                         None => self.memory.get(&id).and_then(|memory| memory.departed_since),
@@ -187,8 +186,8 @@ fn learn(
         learned.add_tunnel(tunnel, overlay, Some(key.mac));
     }
     for tunnel in tunnels.values() {
-        if let (Encapsulation::Ipip, Some(remote)) = (tunnel.encapsulation, tunnel.remote) {
-            peers.entry(PeerId(remote)).or_default().add_tunnel(tunnel, None, None);
+        if let Some(peer) = tunnel.only_peer() {
+            peers.entry(peer).or_default().add_tunnel(tunnel, None, None);
         }
     }
     for route in evidence.routes.0.values() {
@@ -204,8 +203,10 @@ fn learn(
             };
             let learned = peers.entry(peer).or_default();
             learned.add_tunnel(tunnel, overlay, mac);
-            if !learned.pod_networks.contains(&route.key.destination) {
-                learned.pod_networks.push(route.key.destination);
+            let network = route.key.destination;
+            // kube-router leads pods to the node itself through the tunnel, too.
+            if network != IpNet::from(peer.0) && !learned.pod_networks.contains(&network) {
+                learned.pod_networks.push(network);
             }
         }
     }
@@ -260,17 +261,31 @@ impl Learned {
     }
 }
 
+/// What the kernel says of the way to one peer, and what it said in all this time.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    now: Option<&'a Learned>,
+    ever: Option<&'a Learned>,
+}
+
+impl Known<'_> {
+    /// Whether anything leads there through a device now.
+    fn leads_through(&self, device: &str) -> bool {
+        self.now.is_some_and(|now| now.tunnels.iter().any(|tunnel| tunnel.device == device))
+    }
+}
+
 /// The tunnels that lead to a peer: those the kernel knows or knew, and those
 /// that both ends have.
 fn tunnels_to(
     peer: PeerId,
     evidence: &Evidence<'_>,
-    known: Option<&Learned>,
+    known: Known<'_>,
     adverts: &[TunnelAdvert],
     listed_overlay: Option<IpAddr>,
 ) -> Vec<PeerTunnel> {
     let mut tunnels: Vec<PeerTunnel> = Vec::new();
-    for remembered in known.map(|known| known.tunnels.as_slice()).unwrap_or_default() {
+    for remembered in known.ever.map(|known| known.tunnels.as_slice()).unwrap_or_default() {
         let mut tunnel = remembered.clone();
         // The device may have been made anew, with another port even.
         if let Some(now) = evidence.tunnels.iter().find(|t| t.name == tunnel.device) {
@@ -280,12 +295,26 @@ fn tunnels_to(
         tunnels.push(tunnel);
     }
     for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
+        // The tunnel to another one.
+        if own.only_peer().is_some_and(|only| only != peer) {
+            continue;
+        }
         let advert = counterpart(own, evidence.tunnels, adverts);
         // What the peer says of itself outranks what this node's tables, which
         // may be wrong, say of it.
         let advertised = advert.and_then(|advert| advert.address);
-        match tunnels.iter_mut().find(|tunnel| tunnel.index == own.index) {
-            Some(tunnel) => tunnel.overlay = advertised.or(tunnel.overlay).or(listed_overlay),
+        match tunnels.iter().position(|tunnel| tunnel.index == own.index) {
+            Some(position) => {
+                let Some(tunnel) = tunnels.get_mut(position) else { continue };
+                let overlay = advertised.or(tunnel.overlay).or(listed_overlay);
+                let is_left =
+                    overlay.is_some_and(|to| is_led_otherwise(peer, to, own, evidence, adverts));
+                // Probes of this tunnel would go another way.
+                tunnel.overlay = overlay.filter(|_| !is_left);
+                if is_left && !known.leads_through(&own.name) {
+                    tunnels.remove(position);
+                }
+            }
             None => {
                 let Some(overlay) = advertised.or(listed_overlay) else { continue };
                 // A device that nothing leads through, and that the peer has no
@@ -294,7 +323,7 @@ fn tunnels_to(
                 if advert.is_none() && adverts.iter().any(is_anothers) {
                     continue;
                 }
-                if is_routed_plainly(peer, overlay, own, evidence) {
+                if is_led_otherwise(peer, overlay, own, evidence, adverts) {
                     continue;
                 }
                 tunnels.push(PeerTunnel {
@@ -318,6 +347,23 @@ fn tunnels_to(
     tunnels
 }
 
+/// Overlay addresses that a peer is known to have beside those that `tunnels` lead to.
+fn other_addresses(
+    tunnels: &[PeerTunnel],
+    known: Known<'_>,
+    adverts: &[TunnelAdvert],
+    listed_overlay: Option<IpAddr>,
+) -> Vec<IpAddr> {
+    let remembered = known.ever.into_iter().flat_map(|known| &known.tunnels);
+    let all = adverts.iter().filter_map(|advert| advert.address);
+    let all = all.chain(remembered.filter_map(|tunnel| tunnel.overlay)).chain(listed_overlay);
+    let mut others: Vec<IpAddr> =
+        all.filter(|&address| tunnels.iter().all(|it| it.overlay != Some(address))).collect();
+    others.sort_unstable();
+    others.dedup();
+    others
+}
+
 /// Whether a peer's tunnel is the very counterpart of another own one: one that
 /// a former CNI plugin left behind on this node alone has none then.
 fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -> bool {
@@ -326,12 +372,32 @@ fn belongs_to_another(advert: &TunnelAdvert, own: &Tunnel, tunnels: &[Tunnel]) -
     !fits(own) && tunnels.iter().any(|other| other.index != own.index && other.up && fits(other))
 }
 
-/// Whether the overlay address is reached through the peer itself without a
-/// tunnel, as host-gw and Calico's CrossSubnet do on purpose.
-fn is_routed_plainly(peer: PeerId, overlay: IpAddr, own: &Tunnel, evidence: &Evidence<'_>) -> bool {
-    evidence.routes.lookup(table::MAIN, overlay).is_some_and(|route| {
-        route.next_hop.device != Some(own.index) && route.next_hop.gateway == Some(peer.0)
-    })
+/// Whether the kernel leads to the overlay address another way that ends at the
+/// peer as well: without a tunnel, as host-gw and Calico's CrossSubnet do on
+/// purpose, or through another tunnel that the peer has, too, as while a network
+/// changes its encapsulation.
+fn is_led_otherwise(
+    peer: PeerId,
+    overlay: IpAddr,
+    own: &Tunnel,
+    evidence: &Evidence<'_>,
+    adverts: &[TunnelAdvert],
+) -> bool {
+    let Some(route) = evidence.routes.lookup(table::MAIN, overlay) else { return false };
+    let hop = &route.next_hop;
+    if hop.device == Some(own.index) {
+        return false;
+    }
+    match evidence.tunnels.iter().find(|other| hop.device == Some(other.index)) {
+        None => hop.gateway == Some(peer.0),
+        Some(other) => {
+            let there = behind(other, hop.gateway, evidence, |_| None);
+            let has_other_end =
+                || counterpart(other, evidence.tunnels, adverts).is_some_and(|advert| advert.up);
+            there.is_some_and(|(there, ..)| there == peer)
+                && (adverts.is_empty() || has_other_end())
+        }
+    }
 }
 
 /// The peer's tunnel that one of the own ones ought to talk to: of the same kind,
@@ -357,7 +423,8 @@ pub(crate) fn counterpart<'a>(
         .max_by_key(|advert| {
             let same_port = advert.encapsulation == own.encapsulation;
             let same_vni = advert.vni == own.vni;
-            (same_port && same_vni, same_port || same_vni)
+            // Of a device for each peer nobody says which is for whom.
+            (same_port && same_vni, same_port || same_vni, advert.up)
         })
 }
 
@@ -374,29 +441,4 @@ pub(crate) fn own_entry<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::IfIndex;
-
-    fn tunnel(index: u32, port: u16, vni: u32) -> Tunnel {
-        Tunnel::plain(IfIndex(index), &format!("tunnel.{index}"), port, vni)
-    }
-
-    #[test]
-    fn a_leftover_tunnel_is_not_paired_with_what_replaced_it() {
-        let (flannel, calico) = (tunnel(1, 8472, 1), tunnel(2, 4789, 4096));
-        let own = [flannel.clone(), calico.clone()];
-        let there = [TunnelAdvert::from(&calico)];
-        assert_eq!(counterpart(&flannel, &own, &there), None);
-        assert_eq!(counterpart(&calico, &own, &there), Some(&there[0]));
-        // On a node that has only the one, the two ends do not fit each other.
-        assert_eq!(counterpart(&flannel, &own[..1], &there), Some(&there[0]));
-    }
-
-    #[test]
-    fn the_most_alike_is_the_counterpart() {
-        let own = [tunnel(1, 8472, 1)];
-        let there = [tunnel(1, 4789, 2), tunnel(2, 8472, 2)].map(|it| TunnelAdvert::from(&it));
-        assert_eq!(counterpart(&own[0], &own, &there), Some(&there[1]));
-    }
-}
+mod tests;

@@ -330,6 +330,7 @@ mod tests {
                     mac: None,
                 }],
                 pod_networks: Vec::new(),
+                other_addresses: Vec::new(),
                 departed_since: None,
             })
             .collect();

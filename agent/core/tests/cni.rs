@@ -243,6 +243,7 @@ impl Node {
             origin: Origin::File,
             tunnels: vec![leads],
             pod_networks: Vec::new(),
+            other_addresses: Vec::new(),
             departed_since: None,
         };
         let snapshot = Snapshot { peers: Arc::new(vec![peer]), ..self.snapshot() };
@@ -436,6 +437,7 @@ fn pods_and_nodes_have_no_address_in_common() {
             origin: Origin::File,
             tunnels: Vec::new(),
             pod_networks: Vec::new(),
+            other_addresses: Vec::new(),
             departed_since: None,
         };
         let snapshot = Snapshot {

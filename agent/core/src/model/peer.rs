@@ -56,6 +56,10 @@ pub struct Peer {
     pub tunnels: Vec<PeerTunnel>,
     /// Networks routed to it: its pods.
     pub pod_networks: Vec<IpNet>,
+    /// Overlay addresses of its own that no tunnel here leads to: it may send from
+    /// them, since either end decides for itself what it sends through which tunnel.
+    #[serde(default)]
+    pub other_addresses: Vec<IpAddr>,
     /// When the kernel, which alone named it, stopped to know it; it is
     /// remembered until forgotten.
     pub departed_since: Option<Mono>,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, IfIndex, Link, LinkKind, Mac};
+use super::{Address, IfIndex, Link, LinkKind, Mac, PeerId};
 
 /// How inner packets are wrapped; part of the identity of a path between two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,7 +143,8 @@ pub struct Tunnel {
     pub vni: Option<u32>,
     /// Configured source address of outer packets.
     pub local: Option<IpAddr>,
-    /// The overlay address on the device: where probes come from and go to.
+    /// The overlay address on the device, or on the bridge to pods where the
+    /// device, as one of a peer's own, has none: where probes come from and go to.
     pub address: Option<IpAddr>,
     /// The VTEP's MAC (VXLAN).
     pub mac: Option<Mac>,
@@ -161,7 +162,35 @@ pub struct Tunnel {
     pub remote: Option<IpAddr>,
 }
 
+impl Tunnel {
+    /// The peer at the other end of a point-to-point tunnel of IPIP.
+    #[must_use]
+    pub fn only_peer(&self) -> Option<PeerId> {
+        match self.encapsulation {
+            Encapsulation::Ipip => {
+                self.remote.filter(|remote| !remote.is_unspecified()).map(PeerId)
+            }
+            Encapsulation::Vxlan(_) => None,
+        }
+    }
+}
+
+/// The address of the bridge that leads to pods, where there is one.
+fn bridge_address(links: &BTreeMap<IfIndex, Link>, addresses: &[Address]) -> Option<IpAddr> {
+    let is_bridge_to_pods = |index: &IfIndex| {
+        links.get(index).is_some_and(|it| it.kind == LinkKind::Bridge && it.leads_to_pods())
+    };
+    addresses
+        .iter()
+        .filter(|a| a.net.addr().is_ipv4() && !a.is_link_local() && is_bridge_to_pods(&a.index))
+        .map(|a| a.net.addr())
+        .next()
+}
+
 /// The tunnel devices among `links`, ordered by device index.
+///
+/// kube-router gives the tunnels to its peers no address (pkg/tunnels): what the
+/// host itself would send to pods from is that of its bridge.
 ///
 /// `tunl0` without an address and switched off is the kernel's own fallback
 /// device that appears with the module (net/ipv4/ipip.c), not a tunnel in use:
@@ -208,6 +237,8 @@ pub fn tunnels(links: &BTreeMap<IfIndex, Link>, addresses: &[Address]) -> Vec<Tu
                 LinkKind::Ipip(_) if !link.admin_up && address.is_none() => None,
                 LinkKind::Ipip(ipip) => Some(Tunnel {
                     local: ipip.local.map(IpAddr::V4),
+                    address: address
+                        .or_else(|| ipip.remote.and_then(|_| bridge_address(links, addresses))),
                     underlay: ipip.underlay,
                     collect_metadata: ipip.collect_metadata,
                     remote: ipip.remote.map(IpAddr::V4),
@@ -239,5 +270,50 @@ impl Tunnel {
             collect_metadata: false,
             remote: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ipip, LinkCounters};
+
+    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+        Link {
+            index: IfIndex(index),
+            name: name.to_owned(),
+            kind,
+            mac: None,
+            mtu: 1480,
+            admin_up: true,
+            carrier: true,
+            master: None,
+            counters: LinkCounters::default(),
+        }
+    }
+
+    #[test]
+    fn a_peers_own_tunnel_without_an_address_sends_from_the_bridge_to_pods() {
+        let to_peer =
+            LinkKind::Ipip(Ipip { remote: Some([10, 0, 0, 12].into()), ..Ipip::default() });
+        let to_any = LinkKind::Ipip(Ipip::default());
+        let all = [
+            link(2, "docker0", LinkKind::Bridge),
+            link(3, "kube-bridge", LinkKind::Bridge),
+            link(4, "tun-0000000000c", to_peer),
+            link(5, "tunl0", to_any),
+        ];
+        let links: BTreeMap<_, _> = all.into_iter().map(|link| (link.index, link)).collect();
+        let on =
+            |index: u32, net: &str| Address { index: IfIndex(index), net: net.parse().unwrap() };
+        let mut addresses = vec![on(2, "172.17.0.1/16"), on(3, "10.42.1.1/24")];
+        let of = |addresses: &[Address]| -> Vec<_> {
+            tunnels(&links, addresses).iter().map(|it| (it.address, it.only_peer())).collect()
+        };
+        let peer = Some(PeerId([10, 0, 0, 12].into()));
+        let bridge: Option<IpAddr> = Some([10, 42, 1, 1].into());
+        assert_eq!(of(&addresses), [(bridge, peer), (None, None)]);
+        addresses.push(on(4, "10.9.0.1/31"));
+        assert_eq!(of(&addresses)[0].0, Some([10, 9, 0, 1].into()));
     }
 }

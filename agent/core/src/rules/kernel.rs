@@ -173,6 +173,7 @@ mod tests {
             origin: Origin::File,
             tunnels: vec![leads()],
             pod_networks: Vec::new(),
+            other_addresses: Vec::new(),
             departed_since: None,
         }
     }

@@ -311,6 +311,7 @@ mod tests {
             origin: Origin::File,
             tunnels: Vec::new(),
             pod_networks: Vec::new(),
+            other_addresses: Vec::new(),
             departed_since: None,
         };
         let agent = CniAgent {

@@ -55,6 +55,7 @@ pub(super) fn node(netfilter: Netfilter, drops: Vec<PacketDrop>) -> Snapshot {
         origin: Origin::Kernel,
         tunnels: vec![tunnel],
         pod_networks: Vec::new(),
+        other_addresses: Vec::new(),
         departed_since: None,
     };
     let iptables = Some(ToolVersion::three(1, 8, 9));

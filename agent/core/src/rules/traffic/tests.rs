@@ -72,6 +72,7 @@ fn queueing(packets: u64, answered_seconds_ago: u64) -> Snapshot {
         origin: Origin::Kernel,
         tunnels: vec![tunnel],
         pod_networks: Vec::new(),
+        other_addresses: Vec::new(),
         departed_since: None,
     };
     let last = Mono(AT.0 - answered_seconds_ago * crate::time::SECOND);
