@@ -165,9 +165,8 @@ impl Cluster {
             .filter(|node| Some(node.index) != without)
             .map(|node| {
                 let mut labels = json!({"node": node.name});
-                if !self.shape.is_vxlan() {
-                    // Nothing on the other nodes says which address is behind an IPIP route.
-                    labels["overlay"] = json!(node.overlay());
+                if let Some(overlay) = self.shape.listed_overlay(node) {
+                    labels["overlay"] = json!(overlay);
                 }
                 json!({"targets": [format!("{}:{PORT}", node.underlay())], "labels": labels})
             })

@@ -38,6 +38,8 @@ const FORWARD_CHAIN: &CStr = c"FORWARD";
 pub enum Place {
     /// Between the ports of the switch: neither node can see it.
     Middle,
+    /// On the router between the subnets: neither node can see it.
+    Router,
     /// Where a node takes in what is meant for it.
     Input,
     /// Where a node sends what it made itself; encapsulated packets too.
@@ -48,13 +50,13 @@ impl Place {
     const fn family(self) -> ProtoFamily {
         match self {
             Self::Middle => ProtoFamily::Bridge,
-            Self::Input | Self::Output => ProtoFamily::Ipv4,
+            Self::Router | Self::Input | Self::Output => ProtoFamily::Ipv4,
         }
     }
 
     const fn hook(self) -> Hook {
         match self {
-            Self::Middle => Hook::Forward,
+            Self::Middle | Self::Router => Hook::Forward,
             Self::Input => Hook::In,
             Self::Output => Hook::Out,
         }
@@ -90,11 +92,19 @@ impl Drops {
     /// Everything that goes through the tunnels of a shape.
     #[must_use]
     pub fn tunnelled(shape: Shape) -> Self {
-        if shape.is_vxlan() {
-            Self { udp_to: Some(shape.port()), ..Self::default() }
-        } else {
-            Self { protocol: Some(IPIP), ..Self::default() }
-        }
+        if shape.is_vxlan() { Self::vxlan(shape) } else { Self::ipip() }
+    }
+
+    /// The VXLAN of a shape.
+    #[must_use]
+    pub fn vxlan(shape: Shape) -> Self {
+        Self { udp_to: Some(shape.port()), ..Self::default() }
+    }
+
+    /// IPIP.
+    #[must_use]
+    pub fn ipip() -> Self {
+        Self { protocol: Some(IPIP), ..Self::default() }
     }
 }
 

@@ -31,6 +31,7 @@ pub mod pins;
 pub mod poll;
 pub mod program;
 pub mod prove;
+mod ready;
 pub mod record;
 pub mod report;
 pub mod run;

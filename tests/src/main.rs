@@ -263,7 +263,7 @@ fn list_shapes(args: &ListArgs) -> Result<()> {
         return Ok(());
     }
     for shape in shapes {
-        write!(out, "{:14} {:12} {}", shape.name(), shape.device(), shape.encapsulation())?;
+        write!(out, "{:20} {:13} {}", shape.name(), shape.device(), shape.encapsulation())?;
         match shape.ensure_possible() {
             Ok(()) => writeln!(out)?,
             Err(why) => writeln!(out, "; {why}")?,
@@ -354,7 +354,7 @@ fn record_all(args: &RecordArgs) -> Result<()> {
     let faults = chosen(&args.pattern)?;
     faults.iter().try_for_each(|fault| fault.ensure_possible())?;
     let recorded = run::side_by_side(&faults, run::default_jobs()?, |fault| {
-        record::record(fault, fault.shapes.only().unwrap_or(shape), &binary, &args.into)
+        record::record(fault, fault.shapes.or_first(shape), &binary, &args.into)
     })?;
     let mut failed = 0;
     for (fault, cases) in faults.iter().zip(recorded) {

@@ -114,7 +114,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:4}  {:34} {:13} {:8} {:>8} {:>8}",
+            "{:4}  {:34} {:19} {:8} {:>8} {:>8}",
             self.result,
             self.fault,
             self.shape.name(),
@@ -149,7 +149,7 @@ impl fmt::Display for Row {
 /// The table's first line.
 #[must_use]
 pub fn heading() -> String {
-    format!("{:4}  {:34} {:13} {:8} {:>8} {:>8}", "", "fault", "shape", "mode", "detect", "clear")
+    format!("{:4}  {:34} {:19} {:8} {:>8} {:>8}", "", "fault", "shape", "mode", "detect", "clear")
 }
 
 fn seconds(time: Option<f64>) -> String {

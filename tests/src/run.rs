@@ -7,8 +7,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use overlaywatch_core::assembly::SourceId;
-use overlaywatch_core::report::NodeReport;
 
 use crate::agent::{self, Agent, Launch};
 use crate::fault::{Expected, Fault};
@@ -18,6 +16,7 @@ use crate::mode::Mode;
 use crate::patience;
 use crate::poll::{self, Poll};
 use crate::prove::first_lost;
+use crate::ready::is_seen_whole;
 use crate::report::{self, Found, Row};
 use crate::topology::{Cluster, Shape};
 use crate::traffic::Flow;
@@ -28,8 +27,6 @@ pub const READY_WITHIN: Duration = Duration::from_secs(30);
 const WARM_UP: Duration = Duration::from_secs(2);
 /// After the heal, a calm that holds this long is one.
 const CALM: Duration = Duration::from_secs(3);
-/// The devices of a node whose packets are counted: its NIC and its tunnel.
-const COUNTED_DEVICES: usize = 2;
 
 /// What to run, and how.
 #[derive(Clone, Debug)]
@@ -210,23 +207,8 @@ fn judge(
     crashed(cluster, row)
 }
 
-/// Whether every agent counts packets on its NIC and its tunnel, or says that it
-/// cannot: until then it would not know where a packet was last seen.
-fn are_counting(cluster: &Cluster) -> Result<bool> {
-    for node in cluster.nodes.iter().filter(|node| node.agent.is_some()) {
-        let report: NodeReport = serde_json::from_str(&poll::fetch(node, "/v1/report")?)
-            .with_context(|| format!("/v1/report of {} breaks its contract", node.name))?;
-        let counted = report.kernel_counts.map_or(0, |counts| counts.devices.len());
-        let cannot = report.gaps.iter().any(|gap| gap.source == SourceId::Kernel);
-        if counted < COUNTED_DEVICES && !cannot {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Waits until every agent passes and has every other as its healthy peer, and
-/// counts what it is to count.
+/// Waits until every agent passes and has every other as its healthy peer, counts
+/// what it is to count, and probes as the kernel sends.
 ///
 /// # Errors
 /// When that takes longer than [`READY_WITHIN`], with what they say instead.
@@ -237,11 +219,14 @@ pub fn wait_until_ready(cluster: &mut Cluster, poll: &Poll) -> Result<()> {
                 bail!("the agent of {} ended at once, with {how}", node.name);
             }
         }
-        Ok(poll.calm_since(cluster)?.is_some() && are_counting(cluster)?)
+        Ok(poll.calm_since(cluster)?.is_some() && is_seen_whole(cluster)?)
     });
     let ready = ready.and_then(|ready| {
         if !ready {
-            bail!("not all agents pass within {READY_WITHIN:?}: {}", standing(cluster, poll)?);
+            bail!(
+                "not all agents pass within {READY_WITHIN:?}, count and probe what they should: {}",
+                standing(cluster, poll)?
+            );
         }
         Ok(())
     });

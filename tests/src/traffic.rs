@@ -31,6 +31,8 @@ pub enum End {
     Node(usize),
     /// Its pod, through the overlay.
     Pod(usize),
+    /// The same by its address in the pool that pods move to.
+    MovedPod(usize),
 }
 
 /// A path that packets take, one way.
@@ -50,6 +52,12 @@ pub const fn pods(from: usize, to: usize) -> Path {
     Path { from: End::Pod(from), to: End::Pod(to), full: false }
 }
 
+/// Small packets between the pods of two nodes, in the pool that pods move to.
+#[must_use]
+pub const fn moved_pods(from: usize, to: usize) -> Path {
+    Path { from: End::MovedPod(from), to: End::MovedPod(to), full: false }
+}
+
 /// Packets as large as a pod can send, between the pods of two nodes.
 #[must_use]
 pub const fn full_pods(from: usize, to: usize) -> Path {
@@ -67,6 +75,7 @@ impl fmt::Display for Path {
         let end = |end: End| match end {
             End::Node(index) => format!("node-{}", index + 1),
             End::Pod(index) => format!("pod-{}", index + 1),
+            End::MovedPod(index) => format!("moved pod-{}", index + 1),
         };
         let size = if self.full { " (full-sized)" } else { "" };
         write!(f, "{} to {}{size}", end(self.from), end(self.to))
@@ -165,6 +174,10 @@ fn place(cluster: &Cluster, end: End) -> Result<(&Netns, Ipv4Addr)> {
         End::Pod(index) => {
             let node = cluster.node(index)?;
             (&node.pod, node.pod_address())
+        }
+        End::MovedPod(index) => {
+            let node = cluster.node(index)?;
+            (&node.pod, node.moved_pod_address())
         }
     })
 }

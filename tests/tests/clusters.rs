@@ -7,12 +7,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use lab::fault::{self, Fault};
 use lab::interrupt::wait_until;
 use lab::prove::prove;
 use lab::run::default_jobs;
 use lab::topology::{Cluster, Shape};
-use lab::traffic::{Flow, full_pods, nodes, pods};
+use lab::traffic::{Flow, Path, full_pods, moved_pods, nodes, pods};
 
 /// Proves all faults that somebody must speak of, side by side. What live
 /// traffic cannot see, such as a protocol that is refused, they make sure of themselves.
@@ -50,6 +51,29 @@ fn faults_break_and_heal_calico() {
     prove_all(Shape::CalicoVxlan);
 }
 
+/// Shapes with IPIP are proved where the kernel has it, as in the guests of `lab vm`;
+/// any other kernel refuses them.
+#[test]
+fn shapes_with_ipip_are_whole_or_refused() {
+    let unusual = |shape: &&Shape| !shape.is_vxlan();
+    for &shape in Shape::value_variants().iter().filter(unusual) {
+        let built = Cluster::build(shape, 3);
+        if shape.ensure_possible().is_err() {
+            assert!(built.is_err(), "{}", shape.name());
+            continue;
+        }
+        let cluster = built.unwrap();
+        let mut paths = Vec::new();
+        for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+            paths.extend([pods(a, b), full_pods(b, a), nodes(a, b)]);
+            if shape == Shape::CalicoMigration {
+                paths.push(moved_pods(a, b));
+            }
+        }
+        all_arrive(&cluster, paths);
+    }
+}
+
 #[test]
 fn the_largest_cluster_is_a_full_mesh() {
     let cluster = Cluster::build(Shape::Flannel, 16).unwrap();
@@ -58,8 +82,12 @@ fn the_largest_cluster_is_a_full_mesh() {
         // Every node once as sender and once as receiver, next door and far away.
         paths.extend([pods(a, (a + 1) % 16), full_pods(a, (a + 8) % 16), nodes(a, (a + 3) % 16)]);
     }
+    all_arrive(&cluster, paths);
+}
+
+fn all_arrive(cluster: &Cluster, paths: Vec<Path>) {
     let flows: Vec<Flow> =
-        paths.into_iter().map(|path| Flow::start(&cluster, path).unwrap()).collect();
+        paths.into_iter().map(|path| Flow::start(cluster, path).unwrap()).collect();
     let began = std::time::Instant::now();
     for flow in &flows {
         let arrived = || Ok(flow.lost(began).1 - flow.lost(began).0 >= 5);

@@ -56,6 +56,22 @@ fn pods_belong_to_the_peer_behind_the_next_hop() {
 }
 
 #[test]
+fn pods_behind_a_tunnel_to_one_peer_belong_to_it_without_a_next_hop() {
+    let mut snapshot = healthy();
+    let mut tunnels = snapshot.tunnels.seen().unwrap().as_ref().clone();
+    tunnels[0].encapsulation = Encapsulation::Ipip;
+    tunnels[0].remote = Some("10.0.0.12".parse().unwrap());
+    let mut routes = snapshot.routes.seen().unwrap().as_ref().clone();
+    let network = "10.42.2.0/24".parse().unwrap();
+    let (_, route) = routes.0.iter_mut().find(|(key, _)| key.destination == network).unwrap();
+    route.next_hop.gateway = None;
+    let at = snapshot.now.mono;
+    snapshot.tunnels = Fact::Seen { value: tunnels.into(), at };
+    snapshot.routes = Fact::Seen { value: routes.into(), at };
+    assert_eq!(plan(&snapshot, []).peers.get(&network).copied(), Some(peer("10.0.0.12")));
+}
+
+#[test]
 fn nothing_is_watched_where_devices_are_not_known() {
     let mut snapshot = healthy();
     snapshot.links = Fact::Missing(Gap::Denied);

@@ -227,7 +227,7 @@ pub(super) const FAULTS: &[Fault] = &[
         inject: |cluster| {
             let (name, file) = match cluster.shape {
                 Shape::Flannel => ("flanneld", (FLANNEL_FILE, FLANNEL)),
-                Shape::CalicoVxlan | Shape::CalicoIpip => ("calico-node", (CALICO_FILE, CALICO)),
+                _ => ("calico-node", (CALICO_FILE, CALICO)),
             };
             cluster.run_as(A, name)?;
             cluster.write(A, file.0, file.1)?;

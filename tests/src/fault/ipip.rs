@@ -1,4 +1,4 @@
-//! Faults of IPIP, in Calico's shape of it. They need a kernel that has IPIP:
+//! Faults of IPIP, in Calico's shape of it as a rule. They need a kernel that has IPIP:
 //! where this machine's has not, `cargo xtask lab vm` boots one.
 
 use overlaywatch_core::catalog::Code;
@@ -15,6 +15,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-proto4-blocked",
         about: "a firewall between two nodes drops IP protocol 4, both ways",
+        shapes: Shapes::These(&[Shape::CalicoIpip, Shape::FlannelIpip, Shape::KubeRouter]),
         inject: |cluster| block_tunnel(cluster, true),
         heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A)],

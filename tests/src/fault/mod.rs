@@ -18,6 +18,7 @@ mod programs;
 mod quiet;
 mod routing;
 mod sessions;
+mod shapes;
 mod tables;
 mod tunnel;
 mod underlay;
@@ -92,21 +93,36 @@ pub struct Fault {
 /// The shapes that a fault is tried in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shapes {
-    /// Each, whatever its encapsulation.
+    /// Each usual one, whatever its encapsulation.
     Each,
     /// Each that has VXLAN alone.
     Vxlan,
     /// This one.
     Only(Shape),
+    /// These, the first before the others.
+    These(&'static [Shape]),
 }
 
 impl Shapes {
-    /// The shape, where it is one alone.
+    /// Whether a shape is among them.
     #[must_use]
-    pub const fn only(self) -> Option<Shape> {
+    pub fn have(self, shape: Shape) -> bool {
         match self {
-            Self::Each | Self::Vxlan => None,
-            Self::Only(shape) => Some(shape),
+            Self::Each => shape.is_usual(),
+            Self::Vxlan => shape.is_vxlan(),
+            Self::Only(only) => shape == only,
+            Self::These(these) => these.contains(&shape),
+        }
+    }
+
+    /// This shape, or the first of those where it is none of them.
+    #[must_use]
+    pub fn or_first(self, shape: Shape) -> Shape {
+        match self {
+            Self::Each | Self::Vxlan => shape,
+            Self::Only(only) => only,
+            Self::These(these) if these.contains(&shape) => shape,
+            Self::These(these) => these.first().copied().unwrap_or(shape),
         }
     }
 }
@@ -189,6 +205,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         sessions::FAULTS,
         ipset::FAULTS,
         quiet::FAULTS,
+        shapes::FAULTS,
         combined::FAULTS,
     ]
     .into_iter()
@@ -220,11 +237,7 @@ impl Fault {
     /// Whether it is tried in a shape.
     #[must_use]
     pub fn fits(&self, shape: Shape) -> bool {
-        match self.shapes {
-            Shapes::Each => true,
-            Shapes::Vxlan => shape.is_vxlan(),
-            Shapes::Only(only) => shape == only,
-        }
+        self.shapes.have(shape)
     }
 
     /// Fails unless this machine has what it needs beyond its shape.

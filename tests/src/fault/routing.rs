@@ -232,7 +232,7 @@ pub(super) const FAULTS: &[Fault] = &[
 fn other_tunnel(cluster: &Cluster) -> Result<(&'static str, String)> {
     let other = match cluster.shape {
         Shape::Flannel => Shape::CalicoVxlan,
-        Shape::CalicoVxlan | Shape::CalicoIpip => Shape::Flannel,
+        _ => Shape::Flannel,
     };
     let (device, vni, port) = (other.device(), other.vni(), other.port());
     let local = cluster.node(A)?.underlay();

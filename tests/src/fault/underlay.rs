@@ -169,15 +169,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-pair-dead",
         about: "the switch silently drops everything between two nodes",
-        inject: |cluster| {
-            let (a, b) = (cluster.node(A)?.name.clone(), cluster.node(B)?.name.clone());
-            let all = |from: &str, to: &str| Drops {
-                in_port: Some(from.to_owned()),
-                out_port: Some(to.to_owned()),
-                ..Drops::default()
-            };
-            filter::drop(&cluster.switch, Place::Middle, &[all(&a, &b), all(&b, &a)])
-        },
+        inject: |cluster| block_pair(cluster),
         heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
         spares: &[pods(A, C), pods(C, B)],
@@ -279,6 +271,17 @@ pub(super) fn block_tunnel(cluster: &mut Cluster, both_ways: bool) -> Result<()>
         drops.push(encapsulated(b, a));
     }
     filter::drop(&cluster.switch, Place::Middle, &drops)
+}
+
+/// Drops everything between A and B.
+pub(super) fn block_pair(cluster: &Cluster) -> Result<()> {
+    let (a, b) = (cluster.node(A)?.name.clone(), cluster.node(B)?.name.clone());
+    let all = |from: &str, to: &str| Drops {
+        in_port: Some(from.to_owned()),
+        out_port: Some(to.to_owned()),
+        ..Drops::default()
+    };
+    filter::drop(&cluster.switch, Place::Middle, &[all(&a, &b), all(&b, &a)])
 }
 
 /// Drops long packets from A to B, and back.

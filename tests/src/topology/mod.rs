@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   switch namespace:   underlay bridge, one port per node, gateway 10.0.0.1
+//!                       (a second one, and a router between, where there are subnets)
 //!   node namespace:     eth0 ── port    tunnel device   pod side (cni0 or cali*)
 //!   pod namespace:      eth0 ── node
 //! ```
@@ -29,7 +30,8 @@ pub const SIZES: std::ops::RangeInclusive<usize> = 2..=16;
 pub const UNDERLAY_MTU: u16 = 1500;
 /// The underlay's prefix length.
 const UNDERLAY_PREFIX: u8 = 24;
-/// The switch's own address: the nodes' default gateway, which forwards nothing.
+/// The switch's own address in the first subnet: the nodes' default gateway, which
+/// forwards nothing but what goes to another subnet.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// A cluster of namespaces; all of it vanishes when it is dropped.
@@ -53,6 +55,8 @@ pub struct Cluster {
 pub struct Node {
     /// Its place in the cluster, from 0.
     pub index: usize,
+    /// The subnet of the underlay that it is in, from 0.
+    pub subnet: u8,
     /// Its name, and that of its port on the switch.
     pub name: String,
     /// Its agent, if one runs.
@@ -88,14 +92,20 @@ impl Cluster {
         let run = format!("r{}", RUNS.fetch_add(1, Ordering::Relaxed));
         let directory = RunDirectory(identity::run_directory(&run)?);
         let prefix = format!("{}-{run}", identity::own()?);
-        let switch = Netns::create(format!("{prefix}-switch"), false)?;
-        switch.ip(&switch_lines())?;
+        let routes = shape.subnets().len() > 1;
+        let switch = Netns::create(format!("{prefix}-switch"), routes)?;
+        switch.ip(&shape
+            .subnets()
+            .iter()
+            .map(|&subnet| switch_lines(subnet))
+            .collect::<String>())?;
         let mut nodes = Vec::with_capacity(size);
         for index in 0..size {
             let name = format!("node-{}", index + 1);
             let namespace = format!("{prefix}-{name}");
             nodes.push(Node {
                 index,
+                subnet: shape.subnet(index),
                 agent: None,
                 pins: Pins::of(&namespace)?,
                 pod: Netns::create(format!("{prefix}-pod-{}", index + 1), false)?,
@@ -105,9 +115,8 @@ impl Cluster {
         }
         let cluster = Self { shape, nodes, switch, guests: Vec::new(), agents: None, directory };
         cluster.on_every_node(|node| cluster.wire(node))?;
-        let ports: String =
-            cluster.nodes.iter().map(|n| format!("link set {} master br0 up\n", n.name)).collect();
-        cluster.switch.ip(&ports)?;
+        let port = |node: &Node| format!("link set {} master br{} up\n", node.name, node.subnet);
+        cluster.switch.ip(&cluster.nodes.iter().map(port).collect::<String>())?;
         Ok(cluster)
     }
 
@@ -126,7 +135,9 @@ impl Cluster {
 
     fn wire(&self, node: &Node) -> Result<()> {
         node.netns.ip(&uplink_lines(node, &self.switch))?;
-        node.netns.ip(&self.shape.device_lines(&node.vtep(self.shape)))?;
+        node.netns.ip(&self.shape.device_lines(node, &node.vtep(self.shape)))?;
+        let tunnels = self.others(node).map(|peer| self.shape.tunnel_lines(node, peer));
+        node.netns.ip(&tunnels.collect::<String>())?;
         node.netns.ip(&self.shape.pod_side_lines(node))?;
         node.pod.ip(&self.shape.pod_lines(node))?;
         for (switch, value) in self.shape.switches(node) {
@@ -142,11 +153,26 @@ impl Cluster {
     /// When the kernel refuses.
     pub fn program(&self, node: usize) -> Result<()> {
         let node = self.node(node)?;
-        let others = self.nodes.iter().filter(|other| other.index != node.index);
         let (routes, forwarding): (Vec<String>, Vec<String>) =
-            others.map(|peer| self.shape.peer_lines(peer)).unzip();
+            self.others(node).map(|peer| self.shape.peer_lines(node, peer)).unzip();
         node.netns.ip(&routes.concat())?;
         node.netns.bridge(&forwarding.concat())
+    }
+
+    /// Lets `node` send by VXLAN what it sent by IPIP, while networks change their
+    /// encapsulation.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn move_on(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        let routes = self.others(node).map(|peer| self.shape.moving_lines(peer));
+        node.netns.ip(&routes.collect::<String>())
+    }
+
+    fn others(&self, node: &Node) -> impl Iterator<Item = &Node> {
+        let index = node.index;
+        self.nodes.iter().filter(move |other| other.index != index)
     }
 
     /// Takes away on `node` what leads to `peer`, as a CNI agent does when a
@@ -214,7 +240,7 @@ impl Cluster {
         let node = self.node(node)?;
         let mut vtep = node.vtep(self.shape);
         change(&mut vtep);
-        node.netns.ip(&self.shape.device_lines(&vtep))?;
+        node.netns.ip(&self.shape.device_lines(node, &vtep))?;
         self.program(node.index)
     }
 
@@ -251,7 +277,7 @@ impl Node {
     /// Its underlay address.
     #[must_use]
     pub fn underlay(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 0, 0, 10 + self.number())
+        Ipv4Addr::new(10, 0, self.subnet, 10 + self.number())
     }
 
     /// Its tunnel device's address.
@@ -260,10 +286,21 @@ impl Node {
         Ipv4Addr::new(10, 42, self.number(), 0)
     }
 
+    /// Its tunnel device's address in the pool that pods move to.
+    fn moved_overlay(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 43, self.number(), 0)
+    }
+
     /// Its pod's address.
     #[must_use]
     pub fn pod_address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 42, self.number(), 2)
+    }
+
+    /// Its pod's address in the pool that pods move to.
+    #[must_use]
+    pub fn moved_pod_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 43, self.number(), 2)
     }
 
     /// The tunnel device that it ought to have.
@@ -272,18 +309,28 @@ impl Node {
             vni: shape.vni(),
             port: shape.port(),
             local: self.underlay(),
-            address: self.overlay(),
+            address: match shape {
+                Shape::CalicoMigration => self.moved_overlay(),
+                _ => self.overlay(),
+            },
             mac: format!("0e:42:00:00:00:{:02x}", self.number()),
         }
     }
 }
 
-fn switch_lines() -> String {
+/// The switch's address in a subnet.
+fn gateway(subnet: u8) -> Ipv4Addr {
+    let [a, b, _, d] = GATEWAY.octets();
+    Ipv4Addr::new(a, b, subnet, d)
+}
+
+fn switch_lines(subnet: u8) -> String {
+    let gateway = gateway(subnet);
     format!(
         "link set lo up\n\
-         link add br0 mtu {UNDERLAY_MTU} type bridge forward_delay 0 mcast_snooping 0\n\
-         addr add {GATEWAY}/{UNDERLAY_PREFIX} dev br0\n\
-         link set br0 up\n"
+         link add br{subnet} mtu {UNDERLAY_MTU} type bridge forward_delay 0 mcast_snooping 0\n\
+         addr add {gateway}/{UNDERLAY_PREFIX} dev br{subnet}\n\
+         link set br{subnet} up\n"
     )
 }
 
@@ -293,9 +340,10 @@ fn uplink_lines(node: &Node, switch: &Netns) -> String {
          link add eth0 mtu {UNDERLAY_MTU} type veth peer name {} mtu {UNDERLAY_MTU} netns {}\n\
          addr add {}/{UNDERLAY_PREFIX} dev eth0\n\
          link set eth0 up\n\
-         route add default via {GATEWAY} dev eth0 onlink\n",
+         route add default via {} dev eth0 onlink\n",
         node.name,
         switch.name(),
         node.underlay(),
+        gateway(node.subnet),
     )
 }
