@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Stop after this time (30s, 2m) instead of at Ctrl-C; a virtual machine stops after 30s
     #[arg(long = "for", value_parser = duration::parse)]
     duration: Option<Duration>,
-    /// Whose overlay to build: flannel, calico-vxlan or calico-ipip; where this kernel has no
+    /// Whose overlay to build, as `cargo xtask lab shapes` names it; where this kernel has no
     /// IPIP, in a virtual machine that has [default: flannel]
     #[arg(long)]
     shape: Option<String>,
