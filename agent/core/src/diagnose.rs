@@ -11,7 +11,7 @@ use crate::delta::Delta;
 use crate::fact::{Fact, Gap};
 use crate::finding::{Finding, FindingKey};
 use crate::ledger::Ledger;
-use crate::model::{Peer, PeerId};
+use crate::model::{Peer, PeerId, table};
 use crate::pairs::PairView;
 use crate::policy::Policy;
 use crate::probing::Stream;
@@ -264,14 +264,28 @@ fn is_proved(snapshot: &Snapshot, peer: &Peer, pair: &PairView) -> bool {
     let has_own_tunnel = snapshot.tunnels.seen().is_some_and(|tunnels| !tunnels.is_empty());
     let peer_has_tunnel =
         pair.status.as_ref().is_some_and(|(_, status)| !status.tunnels.is_empty());
-    // Where one side has a tunnel and nothing leads through it, nothing is proved.
-    let leads_nowhere = peer.tunnels.is_empty() && (has_own_tunnel || peer_has_tunnel);
+    // Where one side has a tunnel and nothing leads through it, nothing is proved,
+    // unless the kernel leads to the peer's pods through the peer itself on purpose.
+    let leads_nowhere = peer.tunnels.is_empty()
+        && (has_own_tunnel || peer_has_tunnel)
+        && !is_routed_plainly(snapshot, peer);
     let underlay_loses =
         pair.streams.get(&Stream::Underlay).is_some_and(|underlay| underlay.run.lost() >= 3);
     !leads_nowhere
         && !underlay_loses
         && (!peer.tunnels.is_empty() || answers(Stream::Underlay))
         && peer.tunnels.iter().all(|leads| answers(Stream::Small(leads.encapsulation)))
+}
+
+/// Whether the way to an overlay address of a peer goes through the peer itself and
+/// no tunnel, as host-gw and Calico's CrossSubnet have it.
+fn is_routed_plainly(snapshot: &Snapshot, peer: &Peer) -> bool {
+    let (Some(routes), Some(tunnels)) = (snapshot.routes.seen(), snapshot.tunnels.seen()) else {
+        return false;
+    };
+    let is_tunnel = |index| tunnels.iter().any(|tunnel| Some(tunnel.index) == index);
+    let mut ways = peer.other_addresses.iter().filter_map(|&to| routes.lookup(table::MAIN, to));
+    ways.any(|way| way.next_hop.gateway == Some(peer.id.0) && !is_tunnel(way.next_hop.device))
 }
 
 fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {

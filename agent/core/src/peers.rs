@@ -26,6 +26,8 @@ pub(crate) struct Evidence<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Learned {
     tunnels: Vec<PeerTunnel>,
+    /// Tunnels that a route leads through.
+    routed: BTreeSet<IfIndex>,
     pod_networks: Vec<IpNet>,
 }
 
@@ -203,6 +205,7 @@ fn learn(
             };
             let learned = peers.entry(peer).or_default();
             learned.add_tunnel(tunnel, overlay, mac);
+            learned.routed.insert(tunnel.index);
             let network = route.key.destination;
             // kube-router leads pods to the node itself through the tunnel, too.
             if network != IpNet::from(peer.0) && !learned.pod_networks.contains(&network) {
@@ -269,9 +272,9 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// Whether anything leads there through a device now.
-    fn leads_through(&self, device: &str) -> bool {
-        self.now.is_some_and(|now| now.tunnels.iter().any(|tunnel| tunnel.device == device))
+    /// Whether a route leads there through a tunnel now.
+    fn leads_through(&self, tunnel: IfIndex) -> bool {
+        self.now.is_some_and(|now| now.routed.contains(&tunnel))
     }
 }
 
@@ -311,7 +314,7 @@ fn tunnels_to(
                     overlay.is_some_and(|to| is_led_otherwise(peer, to, own, evidence, adverts));
                 // Probes of this tunnel would go another way.
                 tunnel.overlay = overlay.filter(|_| !is_left);
-                if is_left && !known.leads_through(&own.name) {
+                if is_left && !known.leads_through(own.index) {
                     tunnels.remove(position);
                 }
             }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
 
-use super::expected::{BOTH, Expected, LOCAL_STACK, NO_DIRECTION, NO_HOP, OUTBOUND, WIRE, says};
+use super::expected::{
+    BOTH, DECAPSULATION, Expected, LOCAL_STACK, NO_DIRECTION, NO_HOP, OUTBOUND, Subject, WIRE,
+    may_speak, says, says_itself,
+};
 use super::quiet::watch;
 use super::underlay::{block_pair, middle_passes};
 use super::{A, B, C, Fault, PLAIN, Shapes, addresses, ip};
@@ -18,6 +21,7 @@ use crate::traffic::{moved_pods, nodes, pods};
 /// A and B in one subnet, C in another.
 const ACROSS: Shapes = Shapes::Only(Shape::CalicoCrossSubnet);
 const MIGRATION: Shapes = Shapes::Only(Shape::CalicoMigration);
+const EACH_PEER: Shapes = Shapes::Only(Shape::KubeRouter);
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
@@ -78,6 +82,26 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(B, A), pods(A, C), nodes(A, B)],
         expected: &[says(A, Code::RouteMissing, B, OUTBOUND, LOCAL_STACK)],
         unlike: &[Code::RouteBypassesTunnel],
+        ..PLAIN
+    },
+    Fault {
+        name: "peer-tunnel-down",
+        about: "one node's tunnel to another is switched off, of several to one peer each; its \
+                routes go with it",
+        shapes: EACH_PEER,
+        inject: |cluster| ip(cluster, A, &format!("link set {} down", cluster.shape.device())),
+        heal: |cluster| {
+            ip(cluster, A, &format!("link set {} up", cluster.shape.device()))?;
+            cluster.program(A)
+        },
+        breaks: &[pods(A, B), pods(B, A)],
+        spares: &[pods(A, C), pods(C, A), pods(B, C), nodes(A, B)],
+        expected: &[
+            says_itself(A, Code::TunnelDown, Subject::Tunnel),
+            says(B, Code::EncapsulationRefused, A, OUTBOUND, DECAPSULATION),
+        ],
+        counted: &[may_speak(A, B)],
+        unlike: &[Code::RemoteTunnelDown, Code::TunnelMissing],
         ..PLAIN
     },
     Fault {

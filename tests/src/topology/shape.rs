@@ -73,8 +73,8 @@ impl Shape {
         matches!(self, Self::Flannel | Self::CalicoVxlan | Self::CalicoIpip)
     }
 
-    /// The tunnel device's name: where there are several, the one that is kept, or
-    /// what their names begin with.
+    /// The tunnel device's name: where there are several, the one that is kept, or the
+    /// one to the second node.
     #[must_use]
     pub const fn device(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ impl Shape {
             Self::CalicoVxlan | Self::CalicoMigration => "vxlan.calico",
             Self::CalicoIpip | Self::CalicoCrossSubnet => "tunl0",
             Self::FlannelIpip => "flannel.ipip",
-            Self::KubeRouter => "tun-",
+            Self::KubeRouter => "tun-0000a00000c",
         }
     }
 

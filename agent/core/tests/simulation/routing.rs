@@ -301,3 +301,26 @@ fn one_device_that_forwards_nothing_is_named() {
     assert_eq!(codes(&diagnosis), [Code::ForwardingOff]);
     assert_eq!(*subject, Subject::Device { name: "flannel.1".to_owned() });
 }
+
+#[test]
+fn a_peer_in_the_same_subnet_is_proved_without_a_tunnel() {
+    let mut world = healthy();
+    // flannel's DirectRouting, Calico's CrossSubnet.
+    let mut plain = pod_route(VICTIM);
+    plain.next_hop.device = Some(NIC);
+    plain.next_hop.gateway = Some(underlay(VICTIM));
+    world.tell(Update::Routes(Change::Upsert(plain)));
+    // Longer than any answer through the tunnel is relied on.
+    let diagnosis = world.run(150, &mut |packet| {
+        let is_tunnelled = packet.stream.encapsulation().is_some();
+        packet.peer == victim() && is_tunnelled && matches!(packet.way, Way::Out)
+    });
+    assert_eq!((codes(&diagnosis), diagnosis.status), (vec![], Status::Pass));
+    // Through anybody else it is no such way.
+    let mut astray = pod_route(VICTIM);
+    astray.next_hop.device = Some(NIC);
+    astray.next_hop.gateway = Some(underlay(2));
+    world.tell(Update::Routes(Change::Upsert(astray)));
+    let diagnosis = world.run(12, &mut |_| false);
+    assert_eq!(codes(&diagnosis), [Code::RouteBypassesTunnel]);
+}
