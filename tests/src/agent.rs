@@ -1,6 +1,7 @@
 //! The agents under test: one process per node, in its namespace.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -168,7 +169,8 @@ impl Cluster {
                 if let Some(overlay) = self.shape.listed_overlay(node) {
                     labels["overlay"] = json!(overlay);
                 }
-                json!({"targets": [format!("{}:{PORT}", node.underlay())], "labels": labels})
+                let target = SocketAddr::new(node.address(self.shape), PORT);
+                json!({"targets": [target.to_string()], "labels": labels})
             })
             .collect();
         let text = serde_json::to_string_pretty(&listed)?;

@@ -119,7 +119,8 @@ impl Poll {
         let heard = self.heard()?;
         let nodes: Vec<usize> =
             cluster.nodes.iter().filter(|node| node.agent.is_some()).map(|n| n.index).collect();
-        let peers = nodes.len().saturating_sub(1);
+        // Each family of addresses makes a peer.
+        let peers = nodes.len().saturating_sub(1) * cluster.shape.families();
         let since: Option<Vec<Duration>> =
             nodes.iter().map(|&node| heard.timeline.calm_since(node, peers)).collect();
         Ok(since.and_then(|since| since.into_iter().max()))
@@ -166,7 +167,10 @@ pub fn findings(node: &Node) -> serde_json::Value {
 /// The name of the node with this underlay address, else the address.
 #[must_use]
 pub fn name_of(cluster: &Cluster, address: std::net::IpAddr) -> String {
-    let is_at = |node: &&Node| std::net::IpAddr::from(node.underlay()) == address;
+    let is_at = |node: &&Node| match address {
+        std::net::IpAddr::V4(v4) => node.underlay() == v4,
+        std::net::IpAddr::V6(v6) => node.underlay_v6() == v6,
+    };
     cluster.nodes.iter().find(is_at).map_or_else(|| address.to_string(), |node| node.name.clone())
 }
 

@@ -1,6 +1,7 @@
 //! Whether the agents see of a cluster what there is to see.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use overlaywatch_core::assembly::SourceId;
@@ -33,13 +34,15 @@ pub(crate) fn is_seen_whole(cluster: &Cluster) -> Result<bool> {
 }
 
 fn is_probing(cluster: &Cluster, node: &Node, report: &NodeReport) -> bool {
-    let others = cluster.nodes.iter().filter(|other| other.index != node.index);
-    others.into_iter().all(|other| {
-        let mut peers = report.peers.iter();
-        let probed = peers.find(|peer| peer.address.0 == other.underlay()).map(|peer| {
+    let mut others = cluster.nodes.iter().filter(|other| other.index != node.index);
+    others.all(|other| {
+        let probed = |address: IpAddr| {
+            let peer = report.peers.iter().find(|peer| peer.address.0 == address)?;
             let streams = peer.streams.iter().filter(|stream| stream.minute.answered > 0);
-            streams.filter_map(|it| it.stream.encapsulation()).collect::<BTreeSet<_>>()
-        });
-        probed == Some(cluster.shape.encapsulations(node, other).into_iter().collect())
+            Some(streams.filter_map(|it| it.stream.encapsulation()).collect::<BTreeSet<_>>())
+        };
+        let encapsulations = cluster.shape.encapsulations(node, other).into_iter().collect();
+        let mut addresses = other.addresses(cluster.shape).into_iter();
+        addresses.all(|address| probed(address).as_ref() == Some(&encapsulations))
     })
 }

@@ -2,7 +2,7 @@
 //! to arrive. It says what a fault really breaks, and since when, without
 //! asking any agent.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +23,8 @@ pub const ARRIVES_WITHIN: Duration = Duration::from_millis(500);
 const SMALL: usize = 64;
 /// IPv4 and UDP headers, bytes.
 const HEADERS: usize = 28;
+/// IPv6 and UDP headers, bytes.
+const HEADERS_V6: usize = 48;
 
 /// An end of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum End {
     Pod(usize),
     /// The same by its address in the pool that pods move to.
     MovedPod(usize),
+    /// Its pod, through the overlay of IPv6, where it has IPv4 as well.
+    PodV6(usize),
 }
 
 /// A path that packets take, one way.
@@ -58,6 +62,12 @@ pub const fn moved_pods(from: usize, to: usize) -> Path {
     Path { from: End::MovedPod(from), to: End::MovedPod(to), full: false }
 }
 
+/// Small packets between the pods of two nodes over IPv6, where both have IPv4 as well.
+#[must_use]
+pub const fn pods_v6(from: usize, to: usize) -> Path {
+    Path { from: End::PodV6(from), to: End::PodV6(to), full: false }
+}
+
 /// Packets as large as a pod can send, between the pods of two nodes.
 #[must_use]
 pub const fn full_pods(from: usize, to: usize) -> Path {
@@ -76,6 +86,7 @@ impl fmt::Display for Path {
             End::Node(index) => format!("node-{}", index + 1),
             End::Pod(index) => format!("pod-{}", index + 1),
             End::MovedPod(index) => format!("moved pod-{}", index + 1),
+            End::PodV6(index) => format!("pod-{} (IPv6)", index + 1),
         };
         let size = if self.full { " (full-sized)" } else { "" };
         write!(f, "{} to {}{size}", end(self.from), end(self.to))
@@ -115,7 +126,8 @@ impl Flow {
         let stop = Arc::new(AtomicBool::new(false));
         let receiver = socket(to, target, port)?;
         let sender = socket(from, source, port)?;
-        let bytes = if path.full { usize::from(cluster.shape.mtu()) - HEADERS } else { SMALL };
+        let headers = if target.is_ipv6() { HEADERS_V6 } else { HEADERS };
+        let bytes = if path.full { usize::from(cluster.shape.mtu()) - headers } else { SMALL };
         let receive = {
             let (packets, stop) = (Arc::clone(&packets), Arc::clone(&stop));
             thread::spawn(move || receive(&receiver, &packets, &stop))
@@ -165,25 +177,33 @@ fn lock(packets: &Mutex<Vec<Packet>>) -> MutexGuard<'_, Vec<Packet>> {
     packets.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn place(cluster: &Cluster, end: End) -> Result<(&Netns, Ipv4Addr)> {
+fn place(cluster: &Cluster, end: End) -> Result<(&Netns, IpAddr)> {
     Ok(match end {
         End::Node(index) => {
             let node = cluster.node(index)?;
-            (&node.netns, node.underlay())
+            (&node.netns, node.address(cluster.shape))
         }
         End::Pod(index) => {
             let node = cluster.node(index)?;
-            (&node.pod, node.pod_address())
+            if cluster.shape.has_ipv4() {
+                (&node.pod, node.pod_address().into())
+            } else {
+                (&node.pod, node.pod_address_v6().into())
+            }
         }
         End::MovedPod(index) => {
             let node = cluster.node(index)?;
-            (&node.pod, node.moved_pod_address())
+            (&node.pod, node.moved_pod_address().into())
+        }
+        End::PodV6(index) => {
+            let node = cluster.node(index)?;
+            (&node.pod, node.pod_address_v6().into())
         }
     })
 }
 
 /// A socket stays in the namespace that it was made in.
-fn socket(netns: &Netns, address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
+fn socket(netns: &Netns, address: IpAddr, port: u16) -> Result<UdpSocket> {
     let netns: Handle = netns.handle()?;
     let made = thread::spawn(move || -> Result<UdpSocket> {
         netns.join()?;
@@ -198,7 +218,7 @@ fn socket(netns: &Netns, address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
 
 fn send(
     socket: &UdpSocket,
-    target: (Ipv4Addr, u16),
+    target: (IpAddr, u16),
     bytes: usize,
     packets: &Mutex<Vec<Packet>>,
     stop: &AtomicBool,

@@ -11,7 +11,7 @@ use crate::delta::Delta;
 use crate::fact::{Fact, Gap};
 use crate::finding::{Finding, FindingKey};
 use crate::ledger::Ledger;
-use crate::model::{Peer, PeerId, table};
+use crate::model::{Link, LinkKind, Owner, Peer, PeerId, table};
 use crate::pairs::PairView;
 use crate::policy::Policy;
 use crate::probing::Stream;
@@ -261,7 +261,8 @@ fn is_proved(snapshot: &Snapshot, peer: &Peer, pair: &PairView) -> bool {
             view.run.lost() < 3 && view.last_answer.is_some_and(|at| now.since(at) <= PROOF_NS)
         })
     };
-    let has_own_tunnel = snapshot.tunnels.seen().is_some_and(|tunnels| !tunnels.is_empty());
+    let has_own_tunnel = snapshot.tunnels.seen().is_some_and(|tunnels| !tunnels.is_empty())
+        || unwatched(snapshot).next().is_some();
     let peer_has_tunnel =
         pair.status.as_ref().is_some_and(|(_, status)| !status.tunnels.is_empty());
     // Where one side has a tunnel and nothing leads through it, nothing is proved,
@@ -288,6 +289,16 @@ fn is_routed_plainly(snapshot: &Snapshot, peer: &Peer) -> bool {
     ways.any(|way| way.next_hop.gateway == Some(peer.id.0) && !is_tunnel(way.next_hop.device))
 }
 
+/// Tunnels between nodes that nobody looks after here: IP in IPv6, as kube-router has
+/// it for IPv6 pods.
+fn unwatched(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
+    let links = snapshot.links.seen().into_iter().flat_map(|links| links.values());
+    links.filter(|link| {
+        let is_in_ipv6 = matches!(&link.kind, LinkKind::Other(kind) if kind == "ip6tnl");
+        is_in_ipv6 && link.admin_up && Owner::of_device(&link.name) == Owner::KubeRouter
+    })
+}
+
 fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
     let mut gaps: Vec<GapReport> = snapshot
         .sources
@@ -296,6 +307,19 @@ fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
             Some(GapReport { source, gap: state.gap?, detail: state.detail.clone() })
         })
         .collect();
+    let names: Vec<&str> = unwatched(snapshot).map(|link| link.name.as_str()).collect();
+    if let [first, ..] = names.as_slice() {
+        gaps.push(GapReport {
+            source: SourceId::Links,
+            gap: Gap::Unsupported,
+            detail: format!(
+                "IP in IPv6 is not watched: of {} such tunnels ({first}) nothing is said, and pods \
+                 that they connect are not proved to reach each other; `ip -6 tunnel show` and \
+                 `ip -6 route show` show them",
+                names.len()
+            ),
+        });
+    }
     let problems = snapshot.kernel.seen().into_iter().flat_map(|counts| &counts.problems);
     gaps.extend(problems.map(|problem| GapReport {
         source: SourceId::Kernel,
@@ -320,4 +344,47 @@ fn gaps(snapshot: &Snapshot) -> Vec<GapReport> {
         });
     }
     gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::{IfIndex, LinkCounters};
+
+    /// What is said of a node that has a device of this name and kind.
+    fn gaps_of(name: &str, kind: LinkKind, admin_up: bool) -> Vec<String> {
+        let link = Link {
+            index: IfIndex(7),
+            name: name.to_owned(),
+            kind,
+            mac: None,
+            mtu: 1452,
+            admin_up,
+            carrier: true,
+            master: None,
+            counters: LinkCounters::default(),
+        };
+        let links = Arc::new(BTreeMap::from([(link.index, link)]));
+        let links = Fact::Seen { value: links, at: Mono(1) };
+        let snapshot = Snapshot { links, ..Snapshot::default() };
+        gaps(&snapshot).into_iter().map(|gap| gap.detail).collect()
+    }
+
+    #[test]
+    fn tunnels_that_nobody_looks_after_are_a_gap() {
+        let in_ipv6 = || LinkKind::Other("ip6tnl".to_owned());
+        let said = gaps_of("tun-0123456789a", in_ipv6(), true);
+        assert!(said.len() == 1 && said[0].contains("(tun-0123456789a)"), "{said:?}");
+        for (name, kind, up) in [
+            ("tun-0123456789a", in_ipv6(), false),
+            ("tun-0123456789a", LinkKind::Plain, true),
+            // The kernel's own fallback, and what may serve the host alone.
+            ("ip6tnl0", in_ipv6(), true),
+            ("cilium_ipip6", in_ipv6(), true),
+        ] {
+            assert_eq!(gaps_of(name, kind, up), [""; 0], "{name}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::model::{
-    Address, Encapsulation, FdbEntry, FdbKey, IfIndex, Mac, Neighbour, Origin, Peer, PeerId,
+    Address, Encapsulation, FdbEntry, FdbKey, IfIndex, Mac, Neighbour, Origin, Owner, Peer, PeerId,
     PeerListEntry, PeerTunnel, RouteKind, RouteTable, Tunnel, table,
 };
 use crate::probing::{PeerStatus, TunnelAdvert};
@@ -72,17 +72,15 @@ impl Directory {
             }
         }
         let listed = list(configured, file);
-        match &listed {
-            Some(listed) => self.memory.retain(|peer, _| listed.contains_key(peer)),
-            None => self.memory.retain(|_, memory| {
-                memory.departed_since.is_none_or(|since| now.since(since) <= forget_ns)
-            }),
-        }
+        let is_listed = |id: &PeerId| listed.as_ref().is_some_and(|all| all.contains_key(id));
+        self.memory.retain(|id, memory| {
+            is_listed(id)
+                || is_told_by_kernel(*id, &memory.learned, listed.as_ref())
+                    && memory.departed_since.is_none_or(|since| now.since(since) <= forget_ns)
+        });
         let own: BTreeSet<IpAddr> = evidence.addresses.iter().map(|a| a.net.addr()).collect();
-        let ids: Vec<PeerId> = match &listed {
-            Some(listed) => listed.keys().copied().collect(),
-            None => self.memory.keys().copied().collect(),
-        };
+        let ids: BTreeSet<PeerId> =
+            listed.iter().flat_map(BTreeMap::keys).chain(self.memory.keys()).copied().collect();
         ids.into_iter()
             .filter(|peer| !own.contains(&peer.0))
             .map(|id| {
@@ -100,9 +98,9 @@ impl Directory {
                         .or_else(|| status.and_then(|status| status.node.clone())),
                     origin: entry.map_or(Origin::Kernel, |(origin, _)| *origin),
                     pod_networks: known.ever.map(|k| k.pod_networks.clone()).unwrap_or_default(),
-                    other_addresses: other_addresses(&tunnels, known, adverts, listed_overlay),
+                    other_addresses: other_addresses(id, &tunnels, known, adverts, listed_overlay),
                     tunnels,
-                    departed_since: match &listed {
+                    departed_since: match entry {
                         Some(_) => None,
                         None => self.memory.get(&id).and_then(|memory| memory.departed_since),
                     },
@@ -162,6 +160,18 @@ fn list<'a>(
     Some(from_file.chain(from_configuration).map(|(o, e)| (PeerId(e.address), (o, e))).collect())
 }
 
+/// Whether a peer that no list names is one all the same. Without a list it is; beside
+/// one only by the family of addresses that the list names nobody of, and through the
+/// tunnel of a network plugin: where nodes have two families, each is a network of its
+/// own, with tunnels of its own, and lists name a node once as a rule.
+fn is_told_by_kernel(id: PeerId, learned: &Learned, listed: Option<&Listed<'_>>) -> bool {
+    let Some(listed) = listed else { return true };
+    let is_of_plugin = |leads: &PeerTunnel| Owner::of_device(&leads.device) != Owner::Unknown;
+    !listed.is_empty()
+        && !listed.keys().any(|other| other.0.is_ipv6() == id.0.is_ipv6())
+        && learned.tunnels.iter().any(is_of_plugin)
+}
+
 /// What the kernel knows of each peer, by underlay address.
 fn learn(
     evidence: &Evidence<'_>,
@@ -174,6 +184,8 @@ fn learn(
         .neighbours
         .values()
         .filter(|n| n.state.is_usable() && tunnels.contains_key(&n.index))
+        // Each IPv6 device has one, beside its address in the overlay.
+        .filter(|n| !matches!(n.address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
         .filter_map(|n| Some(((n.index, n.mac?), n.address)))
         .collect();
     for key in evidence.fdb.keys() {
@@ -297,7 +309,9 @@ fn tunnels_to(
         }
         tunnels.push(tunnel);
     }
-    for own in evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up) {
+    let own_ones = evidence.tunnels.iter().filter(|own| !own.collect_metadata && own.up);
+    // The peer may have one for each family of addresses, and tells of both by either.
+    for own in own_ones.filter(|own| own.may_lead_to(peer.0)) {
         // The tunnel to another one.
         if own.only_peer().is_some_and(|only| only != peer) {
             continue;
@@ -350,8 +364,10 @@ fn tunnels_to(
     tunnels
 }
 
-/// Overlay addresses that a peer is known to have beside those that `tunnels` lead to.
+/// Overlay addresses that a peer is known to have beside those that `tunnels` lead to:
+/// those of the other family are of the peer that the same node is by that.
 fn other_addresses(
+    peer: PeerId,
     tunnels: &[PeerTunnel],
     known: Known<'_>,
     adverts: &[TunnelAdvert],
@@ -362,6 +378,7 @@ fn other_addresses(
     let all = all.chain(remembered.filter_map(|tunnel| tunnel.overlay)).chain(listed_overlay);
     let mut others: Vec<IpAddr> =
         all.filter(|&address| tunnels.iter().all(|it| it.overlay != Some(address))).collect();
+    others.retain(|address| address.is_ipv6() == peer.0.is_ipv6());
     others.sort_unstable();
     others.dedup();
     others
@@ -426,8 +443,11 @@ pub(crate) fn counterpart<'a>(
         .max_by_key(|advert| {
             let same_port = advert.encapsulation == own.encapsulation;
             let same_vni = advert.vni == own.vni;
+            // A device without an address: plugins give it one of its outer packets' family.
+            let is_of = |v6| advert.address.is_some_and(|address| address.is_ipv6() == v6);
+            let same_family = own.outer_is_v6().is_some_and(is_of);
             // Of a device for each peer nobody says which is for whom.
-            (same_port && same_vni, same_port || same_vni, advert.up)
+            (same_port && same_vni, same_port || same_vni, same_family, advert.up)
         })
 }
 
@@ -443,5 +463,7 @@ pub(crate) fn own_entry<'a>(
         .find(|entry| addresses.iter().any(|address| address.net.addr() == entry.address))
 }
 
+#[cfg(test)]
+mod families;
 #[cfg(test)]
 mod tests;

@@ -61,7 +61,7 @@ impl Planner {
         let mut requests = Vec::new();
         self.ring.follow(&snapshot.peers, snapshot.node.underlay);
         for turn in steady(&self.ring, half, probes_per_second) {
-            push_turn(&mut requests, turn, tunnels);
+            push_turn(&mut requests, turn, snapshot, tunnels);
         }
         self.confirm(&mut requests, snapshot, diagnosis, tunnels);
         requests.sort_by_key(|request| request.after_ms);
@@ -98,7 +98,7 @@ impl Planner {
         suspects.sort_by_key(|peer| mix(hash(peer.id.0) ^ tick));
         for peer in suspects.into_iter().take(BURSTS_PER_TICK) {
             self.bursts.insert(peer.id, now);
-            burst(requests, peer, tunnels);
+            burst(requests, peer, snapshot, tunnels);
         }
     }
 }
@@ -109,7 +109,7 @@ fn is_suspect(pair: &PairView, diagnosis: &Diagnosis, peer: PeerId) -> bool {
     suspicious && !diagnosis.findings.iter().any(|a| a.finding.subject.peer() == Some(peer))
 }
 
-fn burst(requests: &mut Vec<ProbeRequest>, peer: &Peer, tunnels: &[Tunnel]) {
+fn burst(requests: &mut Vec<ProbeRequest>, peer: &Peer, snapshot: &Snapshot, tunnels: &[Tunnel]) {
     for round in 0..BURST_PROBES {
         let after = round * BURST_GAP_MS;
         for (tunnel, stream, overlay) in through(peer, tunnels, Stream::Small) {
@@ -122,8 +122,7 @@ fn burst(requests: &mut Vec<ProbeRequest>, peer: &Peer, tunnels: &[Tunnel]) {
                 requests.push(request(peer, stream, overlay, tunnel.address, bytes, after + 5));
             }
         }
-        let after = after + 10;
-        requests.push(request(peer, Stream::Underlay, peer.id.0, None, UNDERLAY_BYTES, after));
+        requests.push(beside(peer, snapshot, tunnels, after + 10));
     }
 }
 
@@ -136,7 +135,12 @@ struct Turn<'a> {
     full: bool,
 }
 
-fn push_turn(requests: &mut Vec<ProbeRequest>, turn: Turn<'_>, tunnels: &[Tunnel]) {
+fn push_turn(
+    requests: &mut Vec<ProbeRequest>,
+    turn: Turn<'_>,
+    snapshot: &Snapshot,
+    tunnels: &[Tunnel],
+) {
     let peer = turn.peer;
     for (tunnel, stream, overlay) in through(peer, tunnels, Stream::Small) {
         requests.push(request(peer, stream, overlay, tunnel.address, SMALL_BYTES, turn.after_ms));
@@ -149,9 +153,25 @@ fn push_turn(requests: &mut Vec<ProbeRequest>, turn: Turn<'_>, tunnels: &[Tunnel
     }
     if turn.underlay {
         // Last, so that its reply tells of the probes before it.
-        let after = turn.after_ms + 4;
-        requests.push(request(peer, Stream::Underlay, peer.id.0, None, UNDERLAY_BYTES, after));
+        requests.push(beside(peer, snapshot, tunnels, turn.after_ms + 4));
     }
+}
+
+/// A probe without a tunnel. Peers answer the address that they know this node by. A
+/// NIC may have several of IPv6 (from router advertisements, temporary ones), of which
+/// the kernel prefers what it likes (RFC 6724), so that one is chosen here.
+fn beside(peer: &Peer, snapshot: &Snapshot, tunnels: &[Tunnel], after_ms: u16) -> ProbeRequest {
+    let source = || {
+        let leads = |tunnel: &&Tunnel| peer.tunnels.iter().any(|it| it.index == tunnel.index);
+        let local = tunnels.iter().filter(leads).find_map(|tunnel| tunnel.local);
+        let own = local.into_iter().chain(snapshot.node.underlay);
+        let addresses = snapshot.addresses.seen()?;
+        // With one that is not there the kernel would not even send.
+        let is_here = |own: &IpAddr| addresses.iter().any(|address| address.net.addr() == *own);
+        own.filter(IpAddr::is_ipv6).find(is_here)
+    };
+    let source = if peer.id.0.is_ipv6() { source() } else { None };
+    request(peer, Stream::Underlay, peer.id.0, source, UNDERLAY_BYTES, after_ms)
 }
 
 /// The tunnels through which a peer can be probed, with stream and target.
@@ -309,7 +329,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{IfIndex, Origin, PeerTunnel};
+    use crate::fact::Fact;
+    use crate::model::{Address, IfIndex, Origin, PeerTunnel};
 
     fn address(node: usize) -> IpAddr {
         Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(node).unwrap()).into()
@@ -393,6 +414,29 @@ mod tests {
             };
             prop_assert_eq!(plan(), plan());
         }
+    }
+
+    #[test]
+    fn an_ipv6_peer_is_asked_from_the_address_that_it_knows() {
+        let tunnel = |local: &str| Tunnel {
+            local: Some(local.parse().unwrap()),
+            ..Tunnel::plain(IfIndex(9), "flannel-v6.1", 8472, 1)
+        };
+        let source = |to: &str, local: &str, own: &[&str]| {
+            let mut peer = ring_of(0, 2).peers[0].clone();
+            peer.id = PeerId(to.parse().unwrap());
+            let of = |net: &&str| Address { index: IfIndex(2), net: net.parse().unwrap() };
+            let addresses = Arc::new(own.iter().map(of).collect());
+            let addresses = Fact::Seen { value: addresses, at: Mono(1) };
+            let snapshot = Snapshot { addresses, ..Snapshot::default() };
+            beside(&peer, &snapshot, &[tunnel(local)], 0).source
+        };
+        let own = ["2001:db8::5:6:7:8/64", "2001:db8::11/64", "10.0.0.11/24"];
+        let known = Some("2001:db8::11".parse().unwrap());
+        assert_eq!(source("2001:db8::12", "2001:db8::11", &own), known);
+        // With an address that is gone nothing would be sent.
+        assert_eq!(source("2001:db8::12", "2001:db8::11", &own[..1]), None);
+        assert_eq!(source("10.0.0.12", "10.0.0.11", &own), None);
     }
 
     #[test]

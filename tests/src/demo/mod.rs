@@ -73,7 +73,7 @@ pub struct ShownNode {
     /// Its name.
     pub name: String,
     /// Its underlay address.
-    pub address: std::net::Ipv4Addr,
+    pub address: std::net::IpAddr,
     /// Its verdict; none when it does not answer.
     pub status: Option<Status>,
     /// The sentence that it says it with.
@@ -370,7 +370,7 @@ fn nodes(cluster: &Cluster, poll: &Poll) -> Result<Vec<ShownNode>> {
         .iter()
         .map(|node| ShownNode {
             name: node.name.clone(),
-            address: node.underlay(),
+            address: node.address(cluster.shape),
             status: match heard.timeline.now(node.index) {
                 Some(Said::Verdict { status, .. }) => Some(*status),
                 None | Some(Said::Nothing) => None,

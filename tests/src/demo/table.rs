@@ -99,7 +99,7 @@ pub(super) fn pairs(cluster: &Cluster, earlier: &Reports, now: &Reports) -> Vec<
     let mut pairs = Vec::new();
     for (from, (earlier, now)) in cluster.nodes.iter().zip(earlier.iter().zip(now)) {
         for to in cluster.nodes.iter().filter(|to| to.index != from.index) {
-            let address = IpAddr::from(to.underlay());
+            let address = to.address(cluster.shape);
             pairs.push(Pair {
                 from: from.name.clone(),
                 to: to.name.clone(),

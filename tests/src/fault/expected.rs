@@ -42,10 +42,14 @@ pub enum Subject {
     Uplink,
     /// Its tunnel device.
     Tunnel,
+    /// A device by its name.
+    Device(&'static str),
     /// Something else that it has, with its name.
     Thing(Thing, &'static str),
     /// Its traffic with another node.
     Peer(usize),
+    /// Its traffic with another node over IPv6, where both have IPv4 as well.
+    PeerV6(usize),
 }
 
 pub(super) const OUTBOUND: &[Direction] = &[Direction::Outbound];
@@ -129,6 +133,14 @@ pub(super) const fn may_speak_of_itself(node: usize) -> Expected {
 }
 
 impl Expected {
+    /// The same of the peer's IPv6 alone, where both have IPv4 as well.
+    pub(super) const fn over_ipv6(self) -> Self {
+        match self.subject {
+            Subject::Peer(peer) => Self { subject: Subject::PeerV6(peer), ..self },
+            _ => self,
+        }
+    }
+
     /// The same, whose evidence names all of `tells`.
     pub(super) const fn telling(self, tells: &'static [&'static str]) -> Self {
         Self { tells, ..self }
@@ -146,8 +158,12 @@ impl Expected {
     /// Whether it is the same node's word about the same peer.
     pub(super) fn is_of_pair_of(&self, other: &Self) -> bool {
         let peer = |subject| match subject {
-            Subject::Peer(peer) => Some(peer),
-            Subject::Node | Subject::Uplink | Subject::Tunnel | Subject::Thing(..) => None,
+            Subject::Peer(peer) | Subject::PeerV6(peer) => Some(peer),
+            Subject::Node
+            | Subject::Uplink
+            | Subject::Tunnel
+            | Subject::Device(_)
+            | Subject::Thing(..) => None,
         };
         self.node == other.node
             && peer(self.subject).is_some_and(|it| Some(it) == peer(other.subject))
@@ -159,7 +175,7 @@ impl Expected {
         match mode {
             Mode::Rules => true,
             Mode::NoRules => {
-                matches!(self.subject, Subject::Peer(_))
+                matches!(self.subject, Subject::Peer(_) | Subject::PeerV6(_))
                     && !self.hops.is_empty()
                     && !self.or_unplaced
             }
@@ -175,8 +191,10 @@ impl Expected {
             Subject::Node => About::Node,
             Subject::Uplink => About::Device("eth0".to_owned()),
             Subject::Tunnel => About::Device(cluster.shape.device().to_owned()),
+            Subject::Device(name) => About::Device(name.to_owned()),
             Subject::Thing(what, name) => About::Thing(what.slug().to_owned(), name.to_owned()),
-            Subject::Peer(peer) => About::Peer(cluster.node(peer)?.underlay().into()),
+            Subject::Peer(peer) => About::Peer(cluster.node(peer)?.address(cluster.shape)),
+            Subject::PeerV6(peer) => About::Peer(cluster.node(peer)?.underlay_v6().into()),
         };
         Ok(Wanted {
             node: self.node,
@@ -198,8 +216,10 @@ impl fmt::Display for Expected {
             Subject::Node => Ok(()),
             Subject::Uplink => f.write_str(" of its NIC"),
             Subject::Tunnel => f.write_str(" of its tunnel device"),
+            Subject::Device(name) => write!(f, " of {name}"),
             Subject::Thing(what, name) => write!(f, " of {} {name}", what.slug()),
             Subject::Peer(peer) => write!(f, " of node-{}", peer + 1),
+            Subject::PeerV6(peer) => write!(f, " of node-{} over IPv6", peer + 1),
         }?;
         if !self.directions.is_empty() {
             let directions: Vec<_> = self.directions.iter().map(|d| d.slug()).collect();

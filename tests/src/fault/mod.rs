@@ -22,6 +22,7 @@ mod shapes;
 mod tables;
 mod tunnel;
 mod underlay;
+mod v6;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -95,7 +96,7 @@ pub struct Fault {
 pub enum Shapes {
     /// Each usual one, whatever its encapsulation.
     Each,
-    /// Each that has VXLAN alone.
+    /// Each usual one that has VXLAN alone.
     Vxlan,
     /// This one.
     Only(Shape),
@@ -109,7 +110,7 @@ impl Shapes {
     pub fn have(self, shape: Shape) -> bool {
         match self {
             Self::Each => shape.is_usual(),
-            Self::Vxlan => shape.is_vxlan(),
+            Self::Vxlan => shape.is_vxlan() && shape.is_usual(),
             Self::Only(only) => shape == only,
             Self::These(these) => these.contains(&shape),
         }
@@ -207,6 +208,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         quiet::FAULTS,
         shapes::FAULTS,
         combined::FAULTS,
+        v6::FAULTS,
     ]
     .into_iter()
     .flatten()
@@ -256,7 +258,7 @@ impl Fault {
             Mode::NoRules => {
                 let mut said = self.counted.to_vec();
                 for expected in self.expected {
-                    if matches!(expected.subject, Subject::Peer(_)) {
+                    if matches!(expected.subject, Subject::Peer(_) | Subject::PeerV6(_)) {
                         if !said.iter().any(|known| known.is_of_pair_of(expected)) {
                             // What it tells is of the cause.
                             said.push(Expected { code: None, tells: &[], ..*expected });
@@ -315,10 +317,12 @@ mod tests {
             assert!(SIZES.contains(&fault.nodes), "{}", fault.name);
             for expected in fault.expected.iter().chain(fault.counted) {
                 let peer = match expected.subject {
-                    Subject::Peer(peer) => peer,
-                    Subject::Node | Subject::Uplink | Subject::Tunnel | Subject::Thing(..) => {
-                        expected.node
-                    }
+                    Subject::Peer(peer) | Subject::PeerV6(peer) => peer,
+                    Subject::Node
+                    | Subject::Uplink
+                    | Subject::Tunnel
+                    | Subject::Device(_)
+                    | Subject::Thing(..) => expected.node,
                 };
                 assert!(expected.node < fault.nodes && peer < fault.nodes, "{}", fault.name);
             }

@@ -9,6 +9,7 @@
 //! Faults in the middle are made in the switch, which no agent can see.
 
 mod shape;
+mod v6;
 
 use std::any::Any;
 use std::net::Ipv4Addr;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, anyhow, ensure};
 
 pub use shape::{Shape, Vtep};
+pub use v6::DEVICE as V6_DEVICE;
 
 use crate::agent::{Agent, Launch};
 use crate::identity;
@@ -99,6 +101,10 @@ impl Cluster {
             .iter()
             .map(|&subnet| switch_lines(subnet))
             .collect::<String>())?;
+        if shape.has_ipv6() {
+            v6::enable(&switch, false)?;
+            switch.ip(&v6::switch_lines())?;
+        }
         let mut nodes = Vec::with_capacity(size);
         for index in 0..size {
             let name = format!("node-{}", index + 1);
@@ -134,8 +140,15 @@ impl Cluster {
     }
 
     fn wire(&self, node: &Node) -> Result<()> {
-        node.netns.ip(&uplink_lines(node, &self.switch))?;
+        if self.shape.has_ipv6() {
+            v6::enable(&node.netns, true)?;
+            v6::enable(&node.pod, false)?;
+        }
+        node.netns.ip(&uplink_lines(node, self.shape, &self.switch))?;
         node.netns.ip(&self.shape.device_lines(node, &node.vtep(self.shape)))?;
+        if self.shape.families() > 1 {
+            node.netns.ip(&self.shape.device_lines(node, &node.vtep_v6()))?;
+        }
         let tunnels = self.others(node).map(|peer| self.shape.tunnel_lines(node, peer));
         node.netns.ip(&tunnels.collect::<String>())?;
         node.netns.ip(&self.shape.pod_side_lines(node))?;
@@ -202,7 +215,7 @@ impl Cluster {
     /// When the kernel refuses.
     pub fn misdirect(&self, node: usize, peer: usize, third: usize) -> Result<()> {
         let mac = self.node(peer)?.vtep(self.shape).mac;
-        let (device, third) = (self.shape.device(), self.node(third)?.underlay());
+        let (device, third) = (self.shape.device(), self.node(third)?.address(self.shape));
         self.node(node)?
             .netns
             .bridge(&format!("fdb replace {mac} dev {device} dst {third} self permanent\n"))
@@ -241,6 +254,17 @@ impl Cluster {
         let mut vtep = node.vtep(self.shape);
         change(&mut vtep);
         node.netns.ip(&self.shape.device_lines(node, &vtep))?;
+        self.program(node.index)
+    }
+
+    /// Makes `node`'s tunnel device over IPv6, where it has one over IPv4 as well, with
+    /// all that goes through it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn make_tunnel_v6(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        node.netns.ip(&self.shape.device_lines(node, &node.vtep_v6()))?;
         self.program(node.index)
     }
 
@@ -305,14 +329,18 @@ impl Node {
 
     /// The tunnel device that it ought to have.
     fn vtep(&self, shape: Shape) -> Vtep {
+        if !shape.has_ipv4() {
+            return self.vtep_v6();
+        }
+        let address = match shape {
+            Shape::CalicoMigration => self.moved_overlay(),
+            _ => self.overlay(),
+        };
         Vtep {
             vni: shape.vni(),
             port: shape.port(),
-            local: self.underlay(),
-            address: match shape {
-                Shape::CalicoMigration => self.moved_overlay(),
-                _ => self.overlay(),
-            },
+            local: self.underlay().into(),
+            address: address.into(),
             mac: format!("0e:42:00:00:00:{:02x}", self.number()),
         }
     }
@@ -334,16 +362,20 @@ fn switch_lines(subnet: u8) -> String {
     )
 }
 
-fn uplink_lines(node: &Node, switch: &Netns) -> String {
+fn uplink_lines(node: &Node, shape: Shape, switch: &Netns) -> String {
+    let v4 = format!(
+        "addr add {}/{UNDERLAY_PREFIX} dev eth0\nroute add default via {} dev eth0 onlink\n",
+        node.underlay(),
+        gateway(node.subnet),
+    );
     format!(
         "link set lo up\n\
          link add eth0 mtu {UNDERLAY_MTU} type veth peer name {} mtu {UNDERLAY_MTU} netns {}\n\
-         addr add {}/{UNDERLAY_PREFIX} dev eth0\n\
          link set eth0 up\n\
-         route add default via {} dev eth0 onlink\n",
+         {}{}",
         node.name,
         switch.name(),
-        node.underlay(),
-        gateway(node.subnet),
+        if shape.has_ipv4() { v4 } else { String::new() },
+        if shape.has_ipv6() { v6::uplink_lines(node) } else { String::new() },
     )
 }

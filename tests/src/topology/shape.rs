@@ -2,14 +2,14 @@
 
 mod lines;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use overlaywatch_core::model::Encapsulation;
 use serde::{Deserialize, Serialize};
 
-use super::{Node, UNDERLAY_MTU};
+use super::{Node, UNDERLAY_MTU, v6};
 use crate::module;
 
 /// Bytes that VXLAN adds over IPv4: 14 inner Ethernet + 8 VXLAN + 8 UDP + 20 IP.
@@ -35,6 +35,11 @@ pub enum Shape {
     FlannelIpip,
     /// kube-router's IPIP: a tunnel to each peer, pods behind kube-bridge.
     KubeRouter,
+    /// flannel's VXLAN where nodes and pods have IPv6 alone: flannel-v6.1.
+    FlannelV6,
+    /// flannel's VXLAN where nodes and pods have both: flannel.1 over IPv4 and
+    /// flannel-v6.1 over IPv6.
+    FlannelDual,
 }
 
 /// A VXLAN tunnel endpoint.
@@ -45,9 +50,9 @@ pub struct Vtep {
     /// UDP port.
     pub port: u16,
     /// Outer source address.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// The device's own address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The device's MAC.
     pub mac: String,
 }
@@ -64,6 +69,8 @@ impl Shape {
             Self::CalicoMigration => "calico-migration",
             Self::FlannelIpip => "flannel-ipip",
             Self::KubeRouter => "kube-router",
+            Self::FlannelV6 => "flannel-v6",
+            Self::FlannelDual => "flannel-dual",
         }
     }
 
@@ -78,7 +85,8 @@ impl Shape {
     #[must_use]
     pub const fn device(self) -> &'static str {
         match self {
-            Self::Flannel => "flannel.1",
+            Self::Flannel | Self::FlannelDual => "flannel.1",
+            Self::FlannelV6 => v6::DEVICE,
             Self::CalicoVxlan | Self::CalicoMigration => "vxlan.calico",
             Self::CalicoIpip | Self::CalicoCrossSubnet => "tunl0",
             Self::FlannelIpip => "flannel.ipip",
@@ -90,7 +98,7 @@ impl Shape {
     #[must_use]
     pub const fn devices(self, size: usize) -> usize {
         match self {
-            Self::CalicoMigration => 2,
+            Self::CalicoMigration | Self::FlannelDual => 2,
             Self::KubeRouter => size.saturating_sub(1),
             _ => 1,
         }
@@ -99,14 +107,35 @@ impl Shape {
     /// Whether its encapsulation is VXLAN alone; else it has IPIP.
     #[must_use]
     pub const fn is_vxlan(self) -> bool {
-        matches!(self, Self::Flannel | Self::CalicoVxlan)
+        matches!(self, Self::Flannel | Self::CalicoVxlan | Self::FlannelV6 | Self::FlannelDual)
+    }
+
+    /// Whether nodes and pods have IPv4.
+    #[must_use]
+    pub const fn has_ipv4(self) -> bool {
+        !matches!(self, Self::FlannelV6)
+    }
+
+    /// Whether nodes and pods have IPv6.
+    #[must_use]
+    pub const fn has_ipv6(self) -> bool {
+        matches!(self, Self::FlannelV6 | Self::FlannelDual)
+    }
+
+    /// Families of addresses that nodes and pods have: by each of them every other node
+    /// is a peer.
+    #[must_use]
+    pub const fn families(self) -> usize {
+        if matches!(self, Self::FlannelDual) { 2 } else { 1 }
     }
 
     /// How packets for a node's pods go, from another node.
     #[must_use]
     pub fn encapsulations(self, from: &Node, to: &Node) -> Vec<Encapsulation> {
         match self {
-            Self::Flannel | Self::CalicoVxlan => vec![Encapsulation::Vxlan(self.port())],
+            Self::Flannel | Self::CalicoVxlan | Self::FlannelV6 | Self::FlannelDual => {
+                vec![Encapsulation::Vxlan(self.port())]
+            }
             Self::CalicoCrossSubnet if from.subnet == to.subnet => Vec::new(),
             Self::CalicoIpip | Self::CalicoCrossSubnet | Self::FlannelIpip | Self::KubeRouter => {
                 vec![Encapsulation::Ipip]
@@ -137,7 +166,12 @@ impl Shape {
     pub fn listed_overlay(self, node: &Node) -> Option<Ipv4Addr> {
         match self {
             Self::CalicoIpip | Self::CalicoCrossSubnet | Self::FlannelIpip => Some(node.overlay()),
-            Self::Flannel | Self::CalicoVxlan | Self::CalicoMigration | Self::KubeRouter => None,
+            Self::Flannel
+            | Self::CalicoVxlan
+            | Self::CalicoMigration
+            | Self::KubeRouter
+            | Self::FlannelV6
+            | Self::FlannelDual => None,
         }
     }
 
@@ -145,7 +179,7 @@ impl Shape {
     #[must_use]
     pub fn encapsulation(self) -> String {
         match self {
-            Self::Flannel | Self::CalicoVxlan => {
+            Self::Flannel | Self::CalicoVxlan | Self::FlannelV6 | Self::FlannelDual => {
                 format!("VNI {}, UDP {}", self.vni(), self.port())
             }
             Self::CalicoIpip | Self::FlannelIpip => "IP protocol 4".to_owned(),
@@ -173,7 +207,7 @@ impl Shape {
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
-            Self::Flannel => 8472,
+            Self::Flannel | Self::FlannelV6 | Self::FlannelDual => 8472,
             Self::CalicoVxlan | Self::CalicoMigration => 4789,
             _ => 0,
         }
@@ -183,7 +217,7 @@ impl Shape {
     #[must_use]
     pub const fn vni(self) -> u32 {
         match self {
-            Self::Flannel => 1,
+            Self::Flannel | Self::FlannelV6 | Self::FlannelDual => 1,
             Self::CalicoVxlan | Self::CalicoMigration => 4096,
             _ => 0,
         }
@@ -192,6 +226,10 @@ impl Shape {
     /// MTU of pods, bytes, and of the tunnel: of VXLAN's, where there is one.
     #[must_use]
     pub const fn mtu(self) -> u16 {
+        if self.has_ipv6() {
+            // Of two tunnels the pods' MTU has to fit both.
+            return v6::MTU;
+        }
         UNDERLAY_MTU - if self.port() > 0 { VXLAN_OVERHEAD } else { IPIP_OVERHEAD }
     }
 
@@ -199,7 +237,11 @@ impl Shape {
     /// Kubernetes does where it hands them out, Calico's IPAM gives blocks of /26.
     const fn pod_prefix(self) -> u8 {
         match self {
-            Self::Flannel | Self::FlannelIpip | Self::KubeRouter => 24,
+            Self::Flannel
+            | Self::FlannelIpip
+            | Self::KubeRouter
+            | Self::FlannelV6
+            | Self::FlannelDual => 24,
             Self::CalicoVxlan
             | Self::CalicoIpip
             | Self::CalicoCrossSubnet
@@ -210,12 +252,18 @@ impl Shape {
     /// The pod network of a node; while it moves to another, the old one.
     #[must_use]
     pub fn pod_network(self, node: &Node) -> String {
+        if !self.has_ipv4() {
+            return node.pod_network_v6();
+        }
         format!("{}/{}", node.overlay(), self.pod_prefix())
     }
 
     /// A part of a node's pod network that holds its tunnel address and its pod.
     #[must_use]
     pub fn pod_network_half(self, node: &Node) -> String {
+        if !self.has_ipv4() {
+            return node.pod_network_half_v6();
+        }
         format!("{}/{}", node.overlay(), self.pod_prefix() + 1)
     }
 }

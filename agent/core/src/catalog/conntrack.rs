@@ -34,6 +34,6 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 60,
         parents: &[],
         meaning: "The encapsulated packets themselves are tracked, and since the two directions of VXLAN are two flows, none of them ever sees a reply. They crowd out connections that matter, and cost time on each packet; the table may fill with them.",
-        remedy: "Do not track them: `iptables -t raw -I PREROUTING {match} -j NOTRACK` and the same with `OUTPUT`, on each node. Calico does so by itself from 3.29 on.",
+        remedy: "Do not track them: `iptables -t raw -I PREROUTING {match} -j NOTRACK` and the same with `OUTPUT`, on each node (over IPv6 `ip6tables`). Calico does so by itself from 3.29 on.",
     },
 ];

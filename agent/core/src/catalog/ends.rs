@@ -56,7 +56,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         raise_after_ms: 3000,
         clear_after_seconds: 5,
         parents: &[DEVICES, ENDS, PEER],
-        meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3) that no tunnel device listens for them, codes 9, 10 and 13 that a firewall rejects them.",
-        remedy: "On {peer}, code 2: `modprobe ipip`; code 3: `ip -d link show type vxlan` or `type ipip` for a device that is missing, down or on another port, and restart the CNI agent; else: allow {encapsulation} from this node in its firewall.",
+        meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3; of ICMPv6 type 1, code 4) that no tunnel device listens for them, codes 9, 10 and 13 (of ICMPv6 1) that a firewall rejects them.",
+        remedy: "On {peer}, code 2: `modprobe ipip`; code 3 (ICMPv6: 4): `ip -d link show type vxlan` or `type ipip` for a device that is missing, down or on another port, and restart the CNI agent; else: allow {encapsulation} from this node in its firewall.",
     },
 ];

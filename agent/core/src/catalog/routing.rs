@@ -14,7 +14,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[DEVICES, PEER],
         meaning: "The main table's route to the peer's pods leads into the tunnel, but a policy rule is asked first and names a table that leads elsewhere: that of a VPN, of policy routing for several uplinks, or of another network plugin.",
-        remedy: "`ip rule` shows the rule (priority {priority}, table {table}): give it a narrower condition, or let pods pass before it with `ip rule add priority 90 to PODS-CIDR lookup main`, with a priority below the rule's; then find who installs it.",
+        remedy: "`ip rule` (of IPv6 `ip -6 rule`) shows the rule (priority {priority}, table {table}): give it a narrower condition, or let pods pass before it with `ip rule add priority 90 to PODS-CIDR lookup main` (or `ip -6`), with a priority below the rule's; then find who installs it.",
     },
     Entry {
         code: Code::LeftoverRoute,

@@ -57,7 +57,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         clear_after_seconds: 5,
         parents: &[DEVICES, PEER],
         meaning: "The most specific route to the peer's overlay drops packets instead of sending them into the tunnel.",
-        remedy: "Find who installed it: `ip route get OVERLAY-ADDRESS`, `ip -d route show type blackhole` and `ip rule`; remove it or restore the more specific route.",
+        remedy: "Find who installed it: `ip route get OVERLAY-ADDRESS`, `ip -d route show type blackhole` and `ip rule` (of IPv6 both with `ip -6`); remove it or restore the more specific route.",
     },
     Entry {
         code: Code::RouteBypassesTunnel,

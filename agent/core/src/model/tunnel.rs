@@ -173,6 +173,30 @@ impl Tunnel {
             Encapsulation::Vxlan(_) => None,
         }
     }
+
+    /// Whether outer packets are IPv6, told by the addresses that they come from or
+    /// go to by default: a device has one family (vxlan_config_validate,
+    /// drivers/net/vxlan/vxlan_core.c). None where it has neither address, or each
+    /// packet brings its own.
+    #[must_use]
+    pub fn outer_is_v6(&self) -> Option<bool> {
+        if self.collect_metadata {
+            return None;
+        }
+        match self.encapsulation {
+            Encapsulation::Ipip => Some(false),
+            Encapsulation::Vxlan(_) => {
+                let mut ends = self.local.iter().chain(&self.remote);
+                ends.find(|address| !address.is_unspecified()).map(IpAddr::is_ipv6)
+            }
+        }
+    }
+
+    /// Whether its outer packets can be addressed to a node by this address.
+    #[must_use]
+    pub fn may_lead_to(&self, node: IpAddr) -> bool {
+        self.outer_is_v6().is_none_or(|v6| v6 == node.is_ipv6())
+    }
 }
 
 /// The address of the bridge that leads to pods, where there is one.

@@ -286,6 +286,13 @@ impl Context<'_> {
         })
     }
 
+    /// The address that outer packets to a peer come from: that of the tunnel, else the
+    /// node's own of the peer's family.
+    fn outer_source(&self, peer: PeerId, tunnel: &Tunnel) -> Option<IpAddr> {
+        let own = tunnel.local.filter(|local| !local.is_unspecified()).or(self.now.node.underlay);
+        own.filter(|own| own.is_ipv6() == peer.0.is_ipv6())
+    }
+
     fn is_peer(&self, id: PeerId) -> bool {
         self.now.peers.binary_search_by_key(&id, |peer| peer.id).is_ok()
     }

@@ -1,5 +1,7 @@
 //! What probes prove: dead paths, lossy paths, silent agents.
 
+use std::collections::BTreeSet;
+
 use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::fact::Fact;
@@ -73,34 +75,44 @@ fn isolated(context: &Context<'_>, verdicts: &mut Verdicts) {
         .flat_map(|pair| pair.streams.values().map(AsRef::as_ref))
         .filter(|view| view.run.lost() > 0 || context.answered_lately(view))
         .collect();
-    let peers = context
-        .now
-        .peers
-        .iter()
-        .filter(|peer| {
-            let underlay = context.stream(peer, Stream::Underlay);
-            // Where ICMP cannot be sent, UDP must do: a longer run of it.
-            match context.stream(peer, Stream::Echo) {
-                Some(echo) => echo.run.lost() > 0 && underlay.is_some_and(|u| u.run.lost() >= 2),
-                None => underlay.is_some_and(|view| is_dead(&view.run, DEAD_RUN)),
-            }
-        })
-        .count();
+    let is_silent = |peer: &&Peer| {
+        let underlay = context.stream(peer, Stream::Underlay);
+        // Where ICMP cannot be sent, UDP must do: a longer run of it.
+        match context.stream(peer, Stream::Echo) {
+            Some(echo) => echo.run.lost() > 0 && underlay.is_some_and(|u| u.run.lost() >= 2),
+            None => underlay.is_some_and(|view| is_dead(&view.run, DEAD_RUN)),
+        }
+    };
+    let silent = nodes(context.now.peers.iter().filter(is_silent));
     let first = asked.iter().map(|view| view.run.first).min();
     let last = asked.iter().map(|view| view.run.last).max();
     let span = first.zip(last).map_or(0, |(first, last)| last.since(first));
-    if peers >= 2 && span >= DEAD_SPAN_NS && asked.iter().all(|view| view.run.lost() > 0) {
-        let known = context.now.peers.iter().filter(|peer| !peer.has_departed()).count();
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    if silent >= 2 && span >= DEAD_SPAN_NS && asked.iter().all(|view| view.run.lost() > 0) {
+        let known = nodes(context.now.peers.iter().filter(|peer| !peer.has_departed()));
         verdicts.add(Finding {
             code: Code::NodeIsolated,
             subject: Subject::Node,
             direction: None,
             hop: None,
-            evidence: vec![Evidence::Peers { count: count(peers), of: count(known) }],
+            evidence: vec![Evidence::Peers { count: silent, of: known }],
             confidence: Confidence::High,
         });
     }
+}
+
+/// How many nodes these are: one with an underlay of each family is a peer by each of
+/// its addresses, and has one name.
+fn nodes<'a>(peers: impl Iterator<Item = &'a Peer>) -> u32 {
+    let (mut names, mut nameless) = (BTreeSet::new(), 0);
+    for peer in peers {
+        match &peer.name {
+            Some(name) => {
+                names.insert(name);
+            }
+            None => nameless += 1,
+        }
+    }
+    u32::try_from(names.len() + nameless).unwrap_or(u32::MAX)
 }
 
 /// The peer's agent does not answer over the underlay: because of its network,

@@ -1,9 +1,9 @@
 //! What network plugins program into a node, line by line for ip(8) and bridge(8).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{IPIP_OVERHEAD, Shape, Vtep};
-use crate::topology::{Node, UNDERLAY_MTU};
+use crate::topology::{Node, UNDERLAY_MTU, v6};
 
 /// The address that stands for the node in every Calico pod (Felix answers
 /// for it through proxy ARP).
@@ -23,10 +23,10 @@ impl Shape {
     /// Makes the tunnel devices that serve all peers.
     pub(in crate::topology) fn device_lines(self, node: &Node, vtep: &Vtep) -> String {
         match self {
-            Self::Flannel | Self::CalicoVxlan => {
+            Self::Flannel | Self::CalicoVxlan | Self::FlannelV6 | Self::FlannelDual => {
                 self.vxlan_lines(&format!("id {}", vtep.vni), vtep)
             }
-            Self::CalicoIpip | Self::CalicoCrossSubnet => tunl0_lines(vtep.address),
+            Self::CalicoIpip | Self::CalicoCrossSubnet => tunl0_lines(node.overlay()),
             Self::CalicoMigration => {
                 tunl0_lines(node.overlay()) + &self.vxlan_lines(&format!("id {}", vtep.vni), vtep)
             }
@@ -69,12 +69,17 @@ impl Shape {
     }
 
     fn vxlan_lines(self, network: &str, vtep: &Vtep) -> String {
-        let (device, mtu) = (self.device(), self.mtu());
+        let mtu = self.mtu();
         let Vtep { vni: _, port, local, address, mac } = vtep;
+        let (device, own) = match address {
+            IpAddr::V4(_) => (self.device(), format!("{address}/32")),
+            // Nobody else has it: it need not be asked for.
+            IpAddr::V6(_) => (v6::DEVICE, format!("{address}/128 nodad")),
+        };
         format!(
             "link add {device} address {mac} mtu {mtu} \
              type vxlan {network} local {local} dev eth0 dstport {port} nolearning\n\
-             addr add {address}/32 dev {device}\n\
+             addr add {own} dev {device}\n\
              link set {device} up\n"
         )
     }
@@ -87,11 +92,13 @@ impl Shape {
             format!("link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n");
         let on_bridge = |bridge: &str| {
             let [a, b, c, _] = node.overlay().octets();
+            let v4 = format!("addr add {a}.{b}.{c}.1/24 dev {bridge}\n");
             format!(
                 "link add {bridge} mtu {mtu} type bridge forward_delay 0\n\
-                 addr add {a}.{b}.{c}.1/24 dev {bridge}\n\
-                 link set {bridge} up\n\
-                 {link}link set {device} master {bridge} up\n"
+                 {}{}link set {bridge} up\n\
+                 {link}link set {device} master {bridge} up\n",
+                if self.has_ipv4() { v4 } else { String::new() },
+                if self.has_ipv6() { v6::bridge_lines(node) } else { String::new() },
             )
         };
         // The blackhole for the node's own block is normal: it keeps packets
@@ -105,7 +112,9 @@ impl Shape {
         let up = format!("{link}link set {device} up\n");
         let old = |protocol| block(node.pod_address(), &self.pod_network(node), protocol);
         match self {
-            Self::Flannel | Self::FlannelIpip => on_bridge("cni0"),
+            Self::Flannel | Self::FlannelIpip | Self::FlannelV6 | Self::FlannelDual => {
+                on_bridge("cni0")
+            }
             Self::KubeRouter => on_bridge("kube-bridge"),
             Self::CalicoVxlan => up + &old(FELIX),
             Self::CalicoIpip | Self::CalicoCrossSubnet => up + &old(BIRD),
@@ -136,8 +145,11 @@ impl Shape {
         let up = "link set lo up\nlink set eth0 up\n";
         if !self.is_calico() {
             let [a, b, c, _] = node.overlay().octets();
+            let v4 = format!("addr add {pod}/24 dev eth0\nroute add default via {a}.{b}.{c}.1\n");
             return format!(
-                "{up}addr add {pod}/24 dev eth0\nroute add default via {a}.{b}.{c}.1\n"
+                "{up}{}{}",
+                if self.has_ipv4() { v4 } else { String::new() },
+                if self.has_ipv6() { v6::pod_lines(node) } else { String::new() },
             );
         }
         let moved = match self {
@@ -157,6 +169,12 @@ impl Shape {
         let network = self.pod_network(peer);
         match self {
             Self::Flannel => self.vtep_lines(peer, &network, BOOT),
+            Self::FlannelV6 => v6::peer_lines(peer),
+            Self::FlannelDual => {
+                let (routes, forwarding) = self.vtep_lines(peer, &network, BOOT);
+                let v6 = v6::peer_lines(peer);
+                (routes + &v6.0, forwarding + &v6.1)
+            }
             Self::CalicoVxlan => self.vtep_lines(peer, &network, FELIX),
             Self::CalicoCrossSubnet if node.subnet == peer.subnet => {
                 let underlay = peer.underlay();
@@ -212,6 +230,15 @@ impl Shape {
 
     /// Takes away what leads to `peer`, in the order that flannel does.
     pub(in crate::topology) fn forget_lines(self, peer: &Node) -> (String, String) {
+        match self {
+            Self::FlannelV6 => return v6::forget_lines(peer),
+            Self::FlannelDual => {
+                let (routes, forwarding) = Self::Flannel.forget_lines(peer);
+                let v6 = v6::forget_lines(peer);
+                return (routes + &v6.0, forwarding + &v6.1);
+            }
+            _ => {}
+        }
         let route = format!("route del {}\n", self.pod_network(peer));
         if self.port() == 0 {
             return (route, String::new());
@@ -234,7 +261,11 @@ impl Shape {
             | Self::CalicoIpip
             | Self::CalicoCrossSubnet
             | Self::CalicoMigration => true,
-            Self::Flannel | Self::FlannelIpip | Self::KubeRouter => false,
+            Self::Flannel
+            | Self::FlannelIpip
+            | Self::KubeRouter
+            | Self::FlannelV6
+            | Self::FlannelDual => false,
         }
     }
 

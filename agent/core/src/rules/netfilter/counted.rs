@@ -33,7 +33,7 @@ pub(super) fn judge(context: &Context<'_>, netfilter: &Netfilter, verdicts: &mut
         for outbound in [true, false] {
             let Some(loss) = Loss::of(context, peer, leads, outbound) else { continue };
             let device = device(context, tunnel);
-            let (own, other) = (context.now.node.underlay, Some(peer.id.0));
+            let (own, other) = (context.outer_source(peer.id, tunnel), Some(peer.id.0));
             let outer = Outer {
                 encapsulation: leads.encapsulation,
                 from: if outbound { own } else { other },

@@ -93,11 +93,11 @@ fn suspect<'a>(
     drop: &'a PacketDrop,
 ) -> Option<Suspect<'a>> {
     let peer = drop.peer?;
-    let (_, leads, _) = context.tunnelled_peers().find(|(known, leads, _)| {
+    let (_, leads, tunnel) = context.tunnelled_peers().find(|(known, leads, _)| {
         let is_ipip = leads.encapsulation == Encapsulation::Ipip;
         known.id == peer && is_ipip == (drop.ip_protocol == 4)
     })?;
-    let (own, (_, _, hooks)) = (context.now.node.underlay, way(drop.outbound));
+    let (own, (_, _, hooks)) = (context.outer_source(peer, tunnel), way(drop.outbound));
     let outer = Outer {
         encapsulation: leads.encapsulation,
         from: if drop.outbound { own } else { Some(peer.0) },
