@@ -110,17 +110,21 @@ pub(super) const FAULTS: &[Fault] = &[
         ..ALONE
     },
     Fault {
-        name: "ipv6-tunnel-mtu-too-large",
-        about: "one node's tunnel leaves 50 bytes for the encapsulation, which takes 70 over IPv6",
-        inject: |cluster| ip(cluster, A, &format!("link set {V6_DEVICE} mtu 1450")),
-        heal: |cluster| {
-            let mtu = cluster.shape.mtu();
-            ip(cluster, A, &format!("link set {V6_DEVICE} mtu {mtu}"))
-        },
-        // Pods have a smaller one, and what they send fits.
-        spares: &[full_pods(A, B), full_pods(B, A), nodes(A, B)],
-        expected: &[says_itself(A, Code::TunnelMtuTooLarge, Subject::Tunnel).telling(&["70"])],
-        counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
+        name: "ipv6-underlay-mtu-lowered",
+        about: "one node's NIC gets an MTU that would do for its tunnel over IPv4, which takes 50 \
+                bytes; over IPv6 it takes 70",
+        inject: |cluster| ip(cluster, B, "link set eth0 mtu 1490"),
+        heal: |cluster| ip(cluster, B, "link set eth0 mtu 1500"),
+        // Not what its own pods send: they are told, and send smaller ones.
+        breaks: &[full_pods(A, B), full_pods(C, B)],
+        spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
+        expected: &[
+            says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel).telling(&["70"]),
+            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+        ],
+        // No router cuts IPv6 packets in pieces, and the node itself cuts no outer ones.
+        counted: &[counts(B, A, OUTBOUND, ENCAPSULATION), counts(B, C, OUTBOUND, ENCAPSULATION)],
         unlike: &[Code::EncapsulationLost, Code::LocalOutputDrop],
         ..ALONE
     },
@@ -410,7 +414,7 @@ fn block(cluster: &Cluster, rules: &[String]) -> Result<()> {
     let rules = rules.join("\n");
     nft(
         &cluster.switch,
-        &format!("table bridge between {{ chain drops {{ {chain}\n{rules}\n}} }}\n"),
+        &format!("table bridge between {{ chain drops {{ {chain}\n{rules}\n}}\n}}\n"),
     )
 }
 
@@ -421,7 +425,7 @@ fn unblock(cluster: &mut Cluster) -> Result<()> {
 /// A table with one rule in the output.
 fn on_output(family: &str, rule: &str) -> String {
     format!(
-        "table {family} site {{ chain out {{ type filter hook output priority 0;\n{rule}\n}} }}\n"
+        "table {family} site {{ chain out {{ type filter hook output priority 0;\n{rule}\n}}\n}}\n"
     )
 }
 
