@@ -17,11 +17,11 @@ use lab::traffic::{Flow, Path, full_pods, moved_pods, nodes, pods};
 
 /// Proves all faults that somebody must speak of, side by side. What live
 /// traffic cannot see, such as a protocol that is refused, they make sure of themselves.
-fn prove_all(shape: Shape) {
+fn prove_all(shape: Shape, at_least: usize) {
     let is_of_shape = |fault: &&Fault| fault.fits(shape);
     let faults: Vec<&Fault> =
         fault::all().filter(is_of_shape).filter(|fault| !fault.expected.is_empty()).collect();
-    assert!(faults.len() >= 35, "only {} faults", faults.len());
+    assert!(faults.len() >= at_least, "only {} faults", faults.len());
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -43,12 +43,18 @@ fn prove_all(shape: Shape) {
 
 #[test]
 fn faults_break_and_heal_flannel() {
-    prove_all(Shape::Flannel);
+    prove_all(Shape::Flannel, 35);
 }
 
 #[test]
 fn faults_break_and_heal_calico() {
-    prove_all(Shape::CalicoVxlan);
+    prove_all(Shape::CalicoVxlan, 35);
+}
+
+#[test]
+fn faults_break_and_heal_over_ipv6() {
+    prove_all(Shape::FlannelV6, 12);
+    prove_all(Shape::FlannelDual, 6);
 }
 
 /// Shapes with IPIP are proved where the kernel has it, as in the guests of `lab vm`;

@@ -4,7 +4,7 @@ use overlaywatch_core::catalog::{Code, Severity};
 use overlaywatch_core::diagnose::{Active, Diagnosis, PeerState, Status};
 use overlaywatch_core::finding::{Direction, Evidence, Finding, Subject, Thing};
 use overlaywatch_core::ladder::Segment;
-use overlaywatch_core::model::{Encapsulation, PeerId};
+use overlaywatch_core::model::{Encapsulation, Peer, PeerId};
 use overlaywatch_core::snapshot::Snapshot;
 
 /// Names that a list spells out; the rest are a number.
@@ -31,6 +31,19 @@ pub(super) fn peer(snapshot: &Snapshot, id: PeerId) -> String {
         .ok()
         .and_then(|position| snapshot.peers.get(position))
         .map_or_else(|| id.to_string(), overlaywatch_core::model::Peer::label)
+}
+
+/// The same; where a node is a peer by an address of each family, also by which of them.
+fn peer_of_family(snapshot: &Snapshot, id: PeerId) -> String {
+    let label = peer(snapshot, id);
+    let is_same_node = |other: &Peer| {
+        let is_of_other_family = other.id.0.is_ipv6() != id.0.is_ipv6();
+        is_of_other_family && other.name.as_ref().is_some_and(|name| name.as_str() == label)
+    };
+    if !snapshot.peers.iter().any(is_same_node) {
+        return label;
+    }
+    format!("{label} over IPv{}", if id.0.is_ipv6() { 6 } else { 4 })
 }
 
 /// An encapsulation as a firewall's administrator knows it.
@@ -216,11 +229,14 @@ impl<'a> Group<'a> {
         let names: Vec<String> = self
             .subjects
             .iter()
-            .filter_map(|subject| match subject {
+            .enumerate()
+            .filter_map(|(position, subject)| match subject {
                 Subject::Node => None,
                 Subject::Device { name } => Some(name.clone()),
                 Subject::Thing { what, name } => Some(format!("{} {name}", what.slug())),
-                Subject::Pair { peer: id, .. } => Some(peer(snapshot, *id)),
+                // Others are counted, not named.
+                Subject::Pair { peer: id, .. } if position > NAMED => Some(peer(snapshot, *id)),
+                Subject::Pair { peer: id, .. } => Some(peer_of_family(snapshot, *id)),
             })
             .collect();
         let who = list(&names);
@@ -267,9 +283,35 @@ impl<'a> Group<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use overlaywatch_core::finding::Confidence;
+    use overlaywatch_core::model::Origin;
 
     use super::*;
+
+    #[test]
+    fn a_node_with_two_families_is_told_by_which() {
+        let peer = |address: &str, name: &str| Peer {
+            id: PeerId(address.parse().unwrap()),
+            name: Some(name.parse().unwrap()),
+            origin: Origin::File,
+            tunnels: Vec::new(),
+            pod_networks: Vec::new(),
+            other_addresses: Vec::new(),
+            departed_since: None,
+        };
+        let peers = vec![
+            peer("10.0.0.12", "node-b"),
+            peer("10.0.0.13", "node-c"),
+            peer("fd00::12", "node-b"),
+        ];
+        let snapshot = Snapshot { peers: Arc::new(peers), ..Snapshot::default() };
+        let said = |address: &str| peer_of_family(&snapshot, PeerId(address.parse().unwrap()));
+        assert_eq!(said("10.0.0.12"), "node-b over IPv4");
+        assert_eq!(said("fd00::12"), "node-b over IPv6");
+        assert_eq!(said("10.0.0.13"), "node-c");
+    }
 
     #[test]
     fn a_sets_name_is_one_word_of_a_command_whatever_it_is() {
