@@ -30,7 +30,7 @@ pub(super) fn peer(snapshot: &Snapshot, id: PeerId) -> String {
         .binary_search_by_key(&id, |peer| peer.id)
         .ok()
         .and_then(|position| snapshot.peers.get(position))
-        .map_or_else(|| id.to_string(), overlaywatch_core::model::Peer::label)
+        .map_or_else(|| id.to_string(), Peer::label)
 }
 
 /// The same; where a node is a peer by an address of each family, also by which of them.
