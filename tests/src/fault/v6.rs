@@ -120,11 +120,11 @@ pub(super) const FAULTS: &[Fault] = &[
         spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
         expected: &[
             says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel).telling(&["70"]),
-            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
-            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+            says(A, Code::MtuBlackhole, B, BOTH, WIRE),
+            says(C, Code::MtuBlackhole, B, BOTH, WIRE),
         ],
         // No router cuts IPv6 packets in pieces, and the node itself cuts no outer ones.
-        counted: &[counts(B, A, OUTBOUND, ENCAPSULATION), counts(B, C, OUTBOUND, ENCAPSULATION)],
+        counted: &[counts(B, A, BOTH, ENCAPSULATION), counts(B, C, BOTH, ENCAPSULATION)],
         unlike: &[Code::EncapsulationLost, Code::LocalOutputDrop],
         ..ALONE
     },
