@@ -6,8 +6,8 @@ use overlaywatch_core::catalog::Code;
 use overlaywatch_core::finding::Thing;
 
 use super::expected::{
-    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, NO_DIRECTION,
-    NO_HOP, OUTBOUND, Subject, WIRE, counts, may_speak, misses, says, says_itself,
+    BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND,
+    Subject, WIRE, cannot_reach, counts, may_speak, misses, says, says_itself,
 };
 use super::quiet::watch;
 use super::underlay::set_port;
@@ -373,10 +373,7 @@ pub(super) const FAULTS: &[Fault] = &[
             cluster.start_agent(B)
         },
         breaks: &[pods(A, B), pods_v6(A, B)],
-        expected: &[
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP),
-            says(A, Code::PeerUnreachable, B, NO_DIRECTION, NO_HOP).over_ipv6(),
-        ],
+        expected: &[cannot_reach(A, B), cannot_reach(A, B).over_ipv6()],
         unlike: &[Code::NodeIsolated],
         ..DUAL
     },
