@@ -258,7 +258,13 @@ pub fn tunnels(links: &BTreeMap<IfIndex, Link>, addresses: &[Address]) -> Vec<Tu
                     remote: vxlan.group,
                     ..blank
                 }),
-                LinkKind::Ipip(_) if !link.admin_up && address.is_none() => None,
+                LinkKind::Ipip(ipip)
+                    if !link.admin_up
+                        && address.is_none()
+                        && ipip.remote.is_none_or(|it| it.is_unspecified()) =>
+                {
+                    None
+                }
                 LinkKind::Ipip(ipip) => Some(Tunnel {
                     local: ipip.local.map(IpAddr::V4),
                     address: address
@@ -339,5 +345,18 @@ mod tests {
         assert_eq!(of(&addresses), [(bridge, peer), (None, None)]);
         addresses.push(on(4, "10.9.0.1/31"));
         assert_eq!(of(&addresses)[0].0, Some([10, 9, 0, 1].into()));
+    }
+
+    #[test]
+    fn a_tunnel_that_is_off_is_missed_unless_it_is_the_kernels_own() {
+        let to_peer = Ipip { remote: Some([10, 0, 0, 12].into()), ..Ipip::default() };
+        let all = [
+            link(2, "tunl0", LinkKind::Ipip(Ipip::default())),
+            link(3, "tun-0000a00000c", LinkKind::Ipip(to_peer)),
+        ];
+        let off = |link: Link| (link.index, Link { admin_up: false, ..link });
+        let found = tunnels(&all.map(off).into_iter().collect(), &[]);
+        let names: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.up)).collect();
+        assert_eq!(names, [("tun-0000a00000c", false)]);
     }
 }
