@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::catalog::Code;
 use crate::diagnose::Diagnosis;
+use crate::finding::Finding;
 use crate::model::{Encapsulation, Peer, PeerId, Tunnel};
 use crate::pairs::PairView;
 use crate::probing::{ProbeRequest, Stream};
@@ -103,10 +105,15 @@ impl Planner {
     }
 }
 
-/// A pair is suspect while it lost something lately that no finding explains.
+/// A pair is suspect while it lost something lately that no finding explains, or
+/// that comes and goes: one probe a second would not tell whether it still does.
 fn is_suspect(pair: &PairView, diagnosis: &Diagnosis, peer: PeerId) -> bool {
     let suspicious = pair.streams.values().any(|view| view.suspicious);
-    suspicious && !diagnosis.findings.iter().any(|a| a.finding.subject.peer() == Some(peer))
+    let is_explained = |finding: &Finding| {
+        let comes_and_goes = matches!(finding.code, Code::UnderlayLoss | Code::OverlayLoss);
+        finding.subject.peer() == Some(peer) && !comes_and_goes
+    };
+    suspicious && !diagnosis.findings.iter().any(|active| is_explained(&active.finding))
 }
 
 fn burst(requests: &mut Vec<ProbeRequest>, peer: &Peer, snapshot: &Snapshot, tunnels: &[Tunnel]) {
