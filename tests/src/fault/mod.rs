@@ -1,6 +1,7 @@
 //! Faults as values: how to make one, how to undo it, what it really breaks,
 //! and what the agents must say of it. One file per family.
 
+mod cloud;
 mod cni;
 mod combined;
 mod conntrack;
@@ -200,6 +201,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         tables::FAULTS,
         host::FAULTS,
         routing::FAULTS,
+        cloud::FAULTS,
         cni::FAULTS,
         conntrack::FAULTS,
         machine::FAULTS,
