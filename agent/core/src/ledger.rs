@@ -28,8 +28,12 @@ struct Entry {
 
 impl Entry {
     /// Takes the latest evidence; another direction or place only when two
-    /// evaluations in a row agree on it.
-    fn take(&mut self, finding: Finding) {
+    /// evaluations in a row agree on it. Where nothing was lost lately nobody tells
+    /// anew where it was.
+    fn take(&mut self, mut finding: Finding) {
+        if finding.hop.is_none() && finding.code.comes_and_goes() {
+            finding.hop = self.finding.hop;
+        }
         let place = (finding.direction, finding.hop);
         let is_the_same = place == (self.finding.direction, self.finding.hop);
         if is_the_same || !self.raised || self.other == Some(place) {
@@ -214,6 +218,7 @@ fn covers(wide: &Subject, narrow: &Subject) -> bool {
 mod tests {
     use super::*;
     use crate::finding::Confidence;
+    use crate::ladder::Hop;
     use crate::model::{Encapsulation, PeerId};
 
     fn finding(code: Code, subject: Subject) -> Finding {
@@ -224,6 +229,24 @@ mod tests {
             hop: None,
             evidence: Vec::new(),
             confidence: Confidence::Certain,
+        }
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_where_it_was_lost_last() {
+        let peer = PeerId([10, 0, 0, 12].into());
+        let subject = Subject::Pair { peer, encapsulation: None };
+        let arrival = Segment { from: Hop::ReachedNic, to: Hop::Delivered };
+        let lost = |hop| Verdicts {
+            findings: vec![Finding { hop, ..finding(Code::UnderlayLoss, subject.clone()) }],
+            blind: Vec::new(),
+        };
+        let mut ledger = Ledger::default();
+        let mut now = Now::default();
+        for hop in [Some(arrival), Some(arrival), None, None, None] {
+            now.mono = now.mono.plus(SECOND);
+            let active = ledger.update(now, lost(hop));
+            assert!(active.iter().all(|active| active.finding.hop == Some(arrival)));
         }
     }
 

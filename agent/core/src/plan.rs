@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::catalog::Code;
 use crate::diagnose::Diagnosis;
 use crate::model::{Encapsulation, Peer, PeerId, Tunnel};
 use crate::probing::{ProbeRequest, Stream};
@@ -122,7 +121,7 @@ fn pause(diagnosis: &Diagnosis, peer: PeerId, longest: u64) -> Option<u64> {
         if active.finding.subject.peer() != Some(peer) {
             continue;
         }
-        if !matches!(active.finding.code, Code::UnderlayLoss | Code::OverlayLoss) {
+        if !active.finding.code.comes_and_goes() {
             return None;
         }
         pause = longest;

@@ -70,8 +70,9 @@ pub(super) const FAULTS: &[Fault] = &[
         needs: &[Need::Machine],
         inject: |cluster| {
             nft(cluster, TRACK_ALL)?;
-            // What goes on already is tracked before there is no room left.
-            interrupt::sleep(Duration::from_secs(4))?;
+            // What goes on already is tracked before there is no room left: the agent's
+            // probes come from sixteen ports, one a second.
+            interrupt::sleep(Duration::from_secs(20))?;
             Switch::set(cluster, "net/netfilter/nf_conntrack_max", "2000")?;
             fill(cluster, 100)?;
             let (a, b) = (cluster.node(A)?, cluster.node(B)?);
@@ -91,7 +92,7 @@ pub(super) const FAULTS: &[Fault] = &[
         expected: &[says_itself(A, Code::ConntrackFull, Subject::Node)
             .telling(&["connections are tracked (100 %)", "connection tracking dropped"])],
         unlike: &[Code::ConntrackNearlyFull, Code::ForwardPolicyDrop, Code::UntrackedInner],
-        limits: FILLED,
+        limits: Limits { detect: Duration::from_secs(60), ..FILLED },
         ..IN_IPIP
     },
     Fault {

@@ -420,11 +420,14 @@ fn loss(
         (false, true) => Some(Direction::Inbound),
         (false, false) => None,
     };
+    // What kernels say that they dropped is of the last seconds: of earlier losses it
+    // would tell the place wrongly.
+    let is_told = view.recent.lost() > 0 || !code.comes_and_goes();
     Finding {
         code,
         subject: Subject::Pair { peer: peer.id, encapsulation },
         direction,
-        hop: direction.map(|direction| place(context, peer, stream, direction)),
+        hop: direction.filter(|_| is_told).map(|way| place(context, peer, stream, way)),
         evidence: vec![lost_at_times(stream, view)],
         confidence: Confidence::High,
     }
