@@ -28,11 +28,12 @@ struct Entry {
 
 impl Entry {
     /// Takes the latest evidence; another direction or place only when two
-    /// evaluations in a row agree on it. Where nothing was lost lately nobody tells
-    /// anew where it was.
+    /// evaluations in a row agree on it. Where nothing was lost lately, what was told
+    /// before of the place is worth more.
     fn take(&mut self, mut finding: Finding) {
-        if finding.hop.is_none() && finding.code.comes_and_goes() {
+        if finding.code.comes_and_goes() && finding.confidence < self.finding.confidence {
             finding.hop = self.finding.hop;
+            finding.confidence = self.finding.confidence;
         }
         let place = (finding.direction, finding.hop);
         let is_the_same = place == (self.finding.direction, self.finding.hop);
@@ -237,17 +238,27 @@ mod tests {
         let peer = PeerId([10, 0, 0, 12].into());
         let subject = Subject::Pair { peer, encapsulation: None };
         let arrival = Segment { from: Hop::ReachedNic, to: Hop::Delivered };
-        let lost = |hop| Verdicts {
-            findings: vec![Finding { hop, ..finding(Code::UnderlayLoss, subject.clone()) }],
-            blind: Vec::new(),
+        let wire = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
+        let lost = |hop: Segment, confidence| {
+            let loss = finding(Code::UnderlayLoss, subject.clone());
+            Verdicts {
+                findings: vec![Finding { hop: Some(hop), confidence, ..loss }],
+                blind: Vec::new(),
+            }
         };
         let mut ledger = Ledger::default();
         let mut now = Now::default();
-        for hop in [Some(arrival), Some(arrival), None, None, None] {
+        let mut hop_after = |hop, confidence| {
             now.mono = now.mono.plus(SECOND);
-            let active = ledger.update(now, lost(hop));
-            assert!(active.iter().all(|active| active.finding.hop == Some(arrival)));
+            let active = ledger.update(now, lost(hop, confidence));
+            active.first().and_then(|active| active.finding.hop)
+        };
+        hop_after(arrival, Confidence::High);
+        for _ in 0..3 {
+            assert_eq!(hop_after(wire, Confidence::Low), Some(arrival));
         }
+        hop_after(wire, Confidence::High);
+        assert_eq!(hop_after(wire, Confidence::High), Some(wire));
     }
 
     #[test]
