@@ -68,11 +68,11 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "softirq-backlog",
-        about: "a node's CPU takes 24 packets at a time, and they come in bursts of more",
+        about: "a node's CPU takes 20 packets at a time, and they come in bursts of more",
         nodes: 2,
         needs: &[Need::Machine, Need::Netem],
         inject: |cluster| {
-            Switch::set(cluster, "net/core/netdev_max_backlog", "24")?;
+            Switch::set(cluster, "net/core/netdev_max_backlog", "20")?;
             let b = cluster.node(B)?;
             // What comes to B waits at its port, and then comes all at once.
             cluster

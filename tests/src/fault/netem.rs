@@ -55,13 +55,14 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "netem-loss-1",
         about: "the path between two nodes loses one packet in 100 by chance, each way",
         inject: |cluster| emulate(cluster, "loss random 1%"),
+        // No flow of the lab's own need lose a packet within its first seconds.
+        breaks: &[],
         ..LOSES_SOME
     },
     Fault {
         name: "netem-loss-half",
         about: "the path between two nodes loses one packet in 200 by chance, each way",
         inject: |cluster| emulate(cluster, "loss random 0.5%"),
-        // No flow of the lab's own need lose a packet within its first seconds.
         breaks: &[],
         limits: Limits { detect: Duration::from_secs(300), ..LOSES_SOME.limits },
         ..LOSES_SOME
