@@ -127,7 +127,7 @@ impl Worker {
             if let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) {
                 let _ = socket.send_to(&[0; 16], (to, DISCARD));
             }
-            thread::sleep(5 * PAUSE);
+            thread::sleep(25 * PAUSE);
         }))
     }
 

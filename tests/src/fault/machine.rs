@@ -111,7 +111,8 @@ pub(super) const FAULTS: &[Fault] = &[
             run("modprobe", &["br_netfilter"])?;
             cluster.node(A)?.netns.set("bridge/bridge-nf-call-iptables", "0")
         },
-        heal: |_| run("modprobe", &["-r", "br_netfilter"]),
+        // modprobe(8) would take the bridge's own module away with it, and all bridges.
+        heal: |_| run("rmmod", &["br_netfilter"]),
         spares: &[pods(A, B), pods(B, A), full_pods(A, B), nodes(A, B)],
         unlike: &[Code::ForwardPolicyDrop, Code::UnexplainedLoss, Code::MtuBlackhole],
         limits: watch(30),
