@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -54,7 +54,7 @@ impl Agent {
             .append(true)
             .open(log_path(directory, node))
             .context("cannot open the agent's log")?;
-        let mut command = node.netns.command(&launch.binary);
+        let mut command = veiled(node, directory, &launch.binary);
         command.args(["agent", "--node", &node.name, "--listen", &format!("0.0.0.0:{PORT}")]);
         if launch.listed {
             command.arg("--peers").arg(peers_path(directory, node));
@@ -153,7 +153,60 @@ fn peers_path(directory: &Path, node: &Node) -> PathBuf {
     directory.join(format!("{}.peers.json", node.name))
 }
 
+/// The files of the whole machine that a node may have its own version of.
+const VEILED: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/modules"];
+
+/// Where a node has its own version of one of [`VEILED`].
+fn veil_path(directory: &Path, node: &Node, file: &str) -> PathBuf {
+    directory.join(format!("{}{}", node.name, file.replace('/', ".")))
+}
+
+/// Runs a program on a node, with the node's own versions of files mounted over the
+/// machine's, for this process alone.
+fn veiled(node: &Node, directory: &Path, program: &Path) -> Command {
+    let veils = VEILED.map(|file| (veil_path(directory, node, file), file));
+    let mounts: Vec<String> = veils
+        .iter()
+        .filter(|(veil, _)| veil.exists())
+        .map(|(veil, file)| format!("mount --bind '{}' {file} && ", veil.display()))
+        .collect();
+    if mounts.is_empty() {
+        return node.netns.command(program);
+    }
+    let mut command = node.netns.command("unshare");
+    // The same process all along, so that signals reach the program.
+    let script = format!("{}exec \"$0\" \"$@\"", mounts.concat());
+    command.args(["--mount", "sh", "-c", &script]).arg(program);
+    command
+}
+
 impl Cluster {
+    /// Gives a node its own version of a file of the whole machine, which its agent
+    /// reads from its next start on.
+    ///
+    /// # Errors
+    /// When it cannot be written, or nobody looks for it.
+    pub fn veil(&self, node: usize, file: &str, text: &str) -> Result<()> {
+        ensure!(VEILED.contains(&file), "{file} is the same for all nodes");
+        let path = veil_path(self.directory(), self.node(node)?, file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Undoes [`Self::veil`] for all files of a node.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn unveil(&self, node: usize) -> Result<()> {
+        for file in VEILED {
+            let path = veil_path(self.directory(), self.node(node)?, file);
+            if path.exists() {
+                fs::remove_file(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes every node's peers file: all nodes but `without`, the node itself
     /// included, as one file for all nodes would have it.
     ///

@@ -114,6 +114,23 @@ impl Worker {
         }))
     }
 
+    /// Sends packets from a namespace to the discard port of `to`, each from another
+    /// port, as look-ups of names are.
+    pub(crate) fn send_anew(netns: &Netns, to: Ipv4Addr) -> Result<Self> {
+        let handle = netns.handle()?;
+        let mut has_joined = false;
+        Ok(Self::start(move || {
+            if !has_joined {
+                // Without the namespace nothing arrives, and the fault is not seen.
+                has_joined = handle.join().is_ok();
+            }
+            if let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) {
+                let _ = socket.send_to(&[0; 16], (to, DISCARD));
+            }
+            thread::sleep(25 * PAUSE);
+        }))
+    }
+
     /// Sends packets from a namespace to the discard port of `to`, each from the
     /// next of `ports`, over and over: as many flows as ports.
     pub(crate) fn send_from_ports(

@@ -37,3 +37,4 @@ pub mod report;
 pub mod run;
 pub mod topology;
 pub mod traffic;
+pub mod wireguard;

@@ -2,6 +2,7 @@
 //! they end, so each node has a folder of its own that goes with its cluster.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -26,6 +27,18 @@ impl Pins {
     pub fn of(namespace: &str) -> Result<Self> {
         prepare().with_context(|| format!("cannot mount a BPF file system on {BPFFS}"))?;
         Ok(Self(Path::new(DIRECTORY).join(namespace)))
+    }
+
+    /// Takes away all that is pinned there, as a reboot does.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            // Nothing was pinned.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("cannot remove {}", self.0.display())),
+        }
     }
 
     /// Where it is.

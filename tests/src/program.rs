@@ -17,7 +17,7 @@ use crate::pins::DIRECTORY;
 /// The NIC of every node.
 const DEVICE: &str = "eth0";
 /// The name of the XDP program.
-const GUARD: &str = "guard_vxlan";
+const GUARD: &str = "guard_overlay";
 
 /// `BPF_PROG_LOAD` and `BPF_OBJ_PIN`, `BPF_PROG_TYPE_SCHED_CLS` and
 /// `BPF_PROG_TYPE_XDP` (include/uapi/linux/bpf.h).
@@ -58,7 +58,19 @@ impl Mode {
 /// # Errors
 /// Without CAP_SYS_ADMIN, or where the device has a program.
 pub fn drop_udp(netns: &Netns, mode: Mode, port: u16) -> Result<()> {
-    let pinned = Pinned::load(netns, XDP, GUARD, &udp_to(port))?;
+    attach(netns, mode, &udp_to(port))
+}
+
+/// The same of packets of an IP protocol.
+///
+/// # Errors
+/// As [`drop_udp`].
+pub fn drop_protocol(netns: &Netns, mode: Mode, protocol: u8) -> Result<()> {
+    attach(netns, mode, &of_protocol(protocol))
+}
+
+fn attach(netns: &Netns, mode: Mode, program: &[u8]) -> Result<()> {
+    let pinned = Pinned::load(netns, XDP, GUARD, program)?;
     let path = pinned.path.display();
     netns.ip(&format!("link set dev {DEVICE} {} pinned {path}\n", mode.word()))
 }
@@ -181,6 +193,28 @@ const fn instruction(code: u8, registers: u8, offset: i16, value: i32) -> Instru
 }
 
 const EXIT: Instruction = instruction(0x95, 0, 0, 0);
+
+/// Drops IPv4 packets of a protocol. Registers as in [`udp_to`].
+fn of_protocol(protocol: u8) -> Vec<u8> {
+    [
+        instruction(0x61, 0x12, 0, 0),
+        instruction(0x61, 0x13, 4, 0),
+        // Headers of Ethernet and IP, else pass.
+        instruction(0xbf, 0x24, 0, 0),
+        instruction(0x07, 0x04, 0, 34),
+        instruction(0x2d, 0x34, 5, 0),
+        instruction(0x69, 0x24, 12, 0),
+        instruction(0x55, 0x04, 3, i32::from(0x0800_u16.to_be())),
+        instruction(0x71, 0x24, 23, 0),
+        instruction(0x55, 0x04, 1, i32::from(protocol)),
+        instruction(0x05, 0, 2, 0),
+        instruction(0xb7, 0, 0, PASS),
+        EXIT,
+        instruction(0xb7, 0, 0, DROP),
+        EXIT,
+    ]
+    .concat()
+}
 
 /// Drops IPv4 packets without options to a UDP port. Registers are written as
 /// the source's number times sixteen, and the destination's.

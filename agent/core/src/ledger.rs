@@ -28,8 +28,13 @@ struct Entry {
 
 impl Entry {
     /// Takes the latest evidence; another direction or place only when two
-    /// evaluations in a row agree on it.
-    fn take(&mut self, finding: Finding) {
+    /// evaluations in a row agree on it. Where nothing was lost lately, what was told
+    /// before of the place is worth more.
+    fn take(&mut self, mut finding: Finding) {
+        if finding.code.comes_and_goes() && finding.confidence < self.finding.confidence {
+            finding.hop = self.finding.hop;
+            finding.confidence = self.finding.confidence;
+        }
         let place = (finding.direction, finding.hop);
         let is_the_same = place == (self.finding.direction, self.finding.hop);
         if is_the_same || !self.raised || self.other == Some(place) {
@@ -214,6 +219,7 @@ fn covers(wide: &Subject, narrow: &Subject) -> bool {
 mod tests {
     use super::*;
     use crate::finding::Confidence;
+    use crate::ladder::Hop;
     use crate::model::{Encapsulation, PeerId};
 
     fn finding(code: Code, subject: Subject) -> Finding {
@@ -225,6 +231,34 @@ mod tests {
             evidence: Vec::new(),
             confidence: Confidence::Certain,
         }
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_where_it_was_lost_last() {
+        let peer = PeerId([10, 0, 0, 12].into());
+        let subject = Subject::Pair { peer, encapsulation: None };
+        let arrival = Segment { from: Hop::ReachedNic, to: Hop::Delivered };
+        let wire = Segment { from: Hop::LeftNic, to: Hop::ReachedNic };
+        let lost = |hop: Segment, confidence| {
+            let loss = finding(Code::UnderlayLoss, subject.clone());
+            Verdicts {
+                findings: vec![Finding { hop: Some(hop), confidence, ..loss }],
+                blind: Vec::new(),
+            }
+        };
+        let mut ledger = Ledger::default();
+        let mut now = Now::default();
+        let mut hop_after = |hop, confidence| {
+            now.mono = now.mono.plus(SECOND);
+            let active = ledger.update(now, lost(hop, confidence));
+            active.first().and_then(|active| active.finding.hop)
+        };
+        hop_after(arrival, Confidence::High);
+        for _ in 0..3 {
+            assert_eq!(hop_after(wire, Confidence::Low), Some(arrival));
+        }
+        hop_after(wire, Confidence::High);
+        assert_eq!(hop_after(wire, Confidence::High), Some(wire));
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub struct StreamView {
     pub gray_inbound: bool,
     /// Gray loss whose direction nobody can tell.
     pub gray_undetermined: bool,
-    /// Some loss is on record that is not yet enough for a verdict.
+    /// Some loss is on record, enough for a verdict or not: worth more probes.
     pub suspicious: bool,
     /// Probes of the peer's own stream to this node, sent since the latest that
     /// arrived here, by what its underlay requests say.

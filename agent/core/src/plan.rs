@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use crate::diagnose::Diagnosis;
 use crate::model::{Encapsulation, Peer, PeerId, Tunnel};
-use crate::pairs::PairView;
 use crate::probing::{ProbeRequest, Stream};
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
@@ -28,6 +27,9 @@ const LEAST_RING: usize = 4;
 const BURSTS_PER_TICK: usize = 2;
 /// A pair gets at most one confirmation burst in this time.
 const BURST_PAUSE_NS: u64 = SECOND;
+/// And one that has a verdict as many times rarer as there are times so many members:
+/// they may all have it of one node, for days.
+const MEMBERS_PER_PAUSE: u64 = 8;
 /// Small and underlay probes of a confirmation burst.
 const BURST_PROBES: u16 = 10;
 /// Milliseconds between the probes of a burst.
@@ -76,7 +78,9 @@ impl Planner {
         tunnels: &[Tunnel],
     ) {
         let now = snapshot.now.mono;
-        self.bursts.retain(|_, at| now.since(*at) < BURST_PAUSE_NS);
+        let longer = (snapshot.peers.len() as u64).div_ceil(MEMBERS_PER_PAUSE).max(1);
+        let longest = BURST_PAUSE_NS.saturating_mul(longer);
+        self.bursts.retain(|_, at| now.since(*at) < longest);
         for (peer, pair) in snapshot.peers_and_pairs() {
             let Some(pair) = pair else { continue };
             let silent = pair.streams.get(&Stream::Underlay).is_some_and(|u| u.run.lost() > 0);
@@ -89,9 +93,14 @@ impl Planner {
         }
         let mut suspects: Vec<&Peer> = snapshot
             .peers_and_pairs()
-            .filter(|(peer, pair)| pair.is_some_and(|pair| is_suspect(pair, diagnosis, peer.id)))
+            .filter(|(_, pair)| {
+                pair.is_some_and(|pair| pair.streams.values().any(|v| v.suspicious))
+            })
+            .filter_map(|(peer, _)| Some((peer, pause(diagnosis, peer.id, longest)?)))
+            .filter(|(peer, pause)| {
+                self.bursts.get(&peer.id).is_none_or(|at| now.since(*at) >= *pause)
+            })
             .map(|(peer, _)| peer)
-            .filter(|peer| !self.bursts.contains_key(&peer.id))
             .collect();
         // Another pair first at each tick, so that many suspects share the bursts.
         let tick = now.0 / (u64::from(TICK_MS) * 1_000_000);
@@ -103,10 +112,21 @@ impl Planner {
     }
 }
 
-/// A pair is suspect while it lost something lately that no finding explains.
-fn is_suspect(pair: &PairView, diagnosis: &Diagnosis, peer: PeerId) -> bool {
-    let suspicious = pair.streams.values().any(|view| view.suspicious);
-    suspicious && !diagnosis.findings.iter().any(|a| a.finding.subject.peer() == Some(peer))
+/// How long a pair that lost something waits for its next burst; none where a finding
+/// explains its losses. That they come and go is no explanation: one probe a second
+/// would not tell whether they still do.
+fn pause(diagnosis: &Diagnosis, peer: PeerId, longest: u64) -> Option<u64> {
+    let mut pause = BURST_PAUSE_NS;
+    for active in &diagnosis.findings {
+        if active.finding.subject.peer() != Some(peer) {
+            continue;
+        }
+        if !active.finding.code.comes_and_goes() {
+            return None;
+        }
+        pause = longest;
+    }
+    Some(pause)
 }
 
 fn burst(requests: &mut Vec<ProbeRequest>, peer: &Peer, snapshot: &Snapshot, tunnels: &[Tunnel]) {

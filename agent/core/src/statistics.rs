@@ -8,12 +8,20 @@ use serde::{Deserialize, Serialize};
 ///
 /// Healthy: one second in 500 sees a loss. Gray: one in ten. The score starts
 /// again from zero whenever the evidence favours a healthy path (CUSUM), so a
-/// long healthy past does not hide a new fault.
+/// long healthy past does not hide a new fault. What was found gray is so until
+/// it was clean for much longer than its losses lay apart: a path that loses one
+/// packet in 200 has many clean seconds, and none of them heals it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequential {
     /// Log-likelihood ratio in thousandths of a nat.
     score: i32,
     raised: bool,
+    /// Seconds since the score left zero.
+    seconds: u16,
+    /// And how many of them saw a loss.
+    lossy: u16,
+    /// Seconds since the last that did.
+    clean: u16,
 }
 
 /// ln(0.1 / 0.002), in thousandths.
@@ -23,21 +31,49 @@ const CLEAN: i32 = -103;
 /// Raised above this: five lossy seconds with few clean ones between them. Four
 /// would do for one path; a node watches many, for years.
 const RAISE: i32 = 16_000;
-/// Bounds the memory of a long fault, so that it clears within about 20 clean seconds.
-const CEILING: i32 = RAISE + 600;
-/// Lowered below this.
-const LOWER: i32 = 14_800;
+/// Lowered after so many times as many clean seconds as there are on average from
+/// one lossy second to the next: without a change that is a matter of hours.
+const SPANS: u16 = 8;
+/// Lossy seconds that tell nothing of how far they lie apart.
+const TOGETHER: u16 = 2;
+/// Lowered after so many clean seconds at the earliest, and at the latest.
+const LEAST_CLEAN: u16 = 18;
+const MOST_CLEAN: u16 = 180;
+/// Of more seconds than these, older ones count less and less.
+const REMEMBERED: u16 = 512;
 
 impl Sequential {
     /// Takes one second in which probes were decided.
     pub fn observe(&mut self, lossy: bool) {
+        self.seconds += 1;
+        self.clean += 1;
+        if lossy {
+            self.lossy += 1;
+            self.clean = 0;
+            if self.seconds >= REMEMBERED {
+                self.seconds /= 2;
+                self.lossy = self.lossy.div_ceil(2);
+            }
+        }
         let step = if lossy { LOSSY } else { CLEAN };
-        self.score = (self.score + step).clamp(0, CEILING);
+        self.score = (self.score + step).clamp(0, RAISE);
         if self.score >= RAISE {
             self.raised = true;
-        } else if self.score < LOWER {
+        } else if self.clean >= self.span() {
             self.raised = false;
         }
+        if self.score == 0 && !self.raised {
+            *self = Self::default();
+        }
+    }
+
+    /// Clean seconds after which the path is healthy again, by those until the latest
+    /// lossy one.
+    fn span(&self) -> u16 {
+        let until = self.seconds.saturating_sub(self.clean);
+        // Some came together, or they would not have raised it.
+        let apart = until.div_ceil(self.lossy.saturating_sub(TOGETHER).max(1));
+        apart.saturating_mul(SPANS).clamp(LEAST_CLEAN, MOST_CLEAN)
     }
 
     /// Whether the path loses more than a healthy one.
@@ -46,10 +82,11 @@ impl Sequential {
         self.raised
     }
 
-    /// Whether there is evidence that is not enough yet: worth more probes.
+    /// Whether there is evidence of that, be it enough or not: worth more probes,
+    /// to know whether it is so, and whether it still is.
     #[must_use]
     pub const fn is_suspicious(&self) -> bool {
-        self.score > 0
+        self.raised || self.score > 0
     }
 }
 
@@ -138,6 +175,31 @@ mod tests {
                 clean += 1;
             }
             assert!((1..=40).contains(&clean), "cleared after {clean} s");
+        }
+    }
+
+    #[test]
+    fn one_in_two_hundred_is_found_and_stays_found() {
+        for seed in 0..20 {
+            let mut state = seed;
+            let mut test = Sequential::default();
+            let mut second = |test: &mut Sequential| {
+                let probes = if test.is_suspicious() { 11 } else { 1 };
+                test.observe((0..probes).any(|_| uniform(&mut state) < 0.005));
+            };
+            while !test.is_raised() {
+                second(&mut test);
+            }
+            for _ in 0..900 {
+                second(&mut test);
+                assert!(test.is_raised(), "gone while it still loses");
+            }
+            let mut clean = 0;
+            while test.is_raised() {
+                test.observe(false);
+                clean += 1;
+            }
+            assert!((60..=180).contains(&clean), "cleared after {clean} s");
         }
     }
 

@@ -248,6 +248,17 @@ fn a_neighbour_table_that_refuses_is_told_with_its_numbers() {
 }
 
 #[test]
+fn a_neighbour_that_is_missed_for_a_pod_is_missed_on_the_way_in() {
+    let found = |drops| on_host(neighbours(1024, 7), neighbours(1024, 17), drops);
+    let to_pod = || dropped_in("NEIGH_CREATEFAIL", "ip_finish_output2", 8);
+    let inbound = found(vec![to_pod()]);
+    assert_eq!(inbound[0].direction, Some(Direction::Inbound));
+    assert_eq!(inbound[0].hop.map(|hop| hop.from), Some(Hop::Decapsulated));
+    let both = found(vec![to_pod(), dropped("NEIGH_CREATEFAIL", "eth0", 8, false)]);
+    assert_eq!((both[0].direction, both[0].hop), (Some(Direction::Both), None));
+}
+
+#[test]
 fn a_neighbour_table_that_is_large_or_once_refused_is_nothing() {
     assert_eq!(on_host(neighbours(1000, 7), neighbours(1023, 7), Vec::new()), []);
     assert_eq!(on_host(neighbours(90, 700), neighbours(90, 702), Vec::new()), []);

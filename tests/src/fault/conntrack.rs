@@ -11,8 +11,11 @@ use anyhow::{Context, Result, ensure};
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{Subject, says_itself};
+use super::ipip::IN_IPIP;
+use super::machine::Switch;
 use super::{A, B, C, Fault, HARD, Limits, PLAIN};
 use crate::guest::Worker;
+use crate::need::Need;
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
@@ -22,6 +25,16 @@ const PORTS: std::ops::Range<u16> = 2_000..34_000;
 /// Makes the kernel track what passes a node.
 const TRACK: &str = "\
 table ip overlaywatch-lab-track {
+  chain seen { type filter hook prerouting priority 0; ct state new counter; }
+}
+";
+
+/// The same of what goes to the discard port alone: a full table evicts what it has
+/// seen no reply of, as it never does of IPIP, and then drops that, too.
+const TRACK_NEW: &str = "\
+table ip overlaywatch-lab-track {
+  chain in { type filter hook prerouting priority -300; udp dport 9 accept; notrack; }
+  chain out { type filter hook output priority -300; notrack; }
   chain seen { type filter hook prerouting priority 0; ct state new counter; }
 }
 ";
@@ -50,6 +63,33 @@ pub(super) const FAULTS: &[Fault] = &[
         unlike: &[Code::ConntrackNearlyFull],
         limits: FILLED,
         ..PLAIN
+    },
+    Fault {
+        name: "conntrack-full-drops",
+        about: "one node tracks as many connections as it may, and drops what begins a new one",
+        needs: &[Need::Machine],
+        inject: |cluster| {
+            nft(cluster, TRACK_NEW)?;
+            Switch::set(cluster, "net/netfilter/nf_conntrack_max", "2000")?;
+            fill(cluster, 100)?;
+            let (a, b) = (cluster.node(A)?, cluster.node(B)?);
+            let discard = Worker::discard(&b.pod)?;
+            let sender = Worker::send_anew(&a.pod, b.pod_address())?;
+            cluster.guests.push(Box::new(sender));
+            cluster.guests.push(Box::new(discard));
+            Ok(())
+        },
+        heal: |cluster| {
+            cluster.guests.clear();
+            nft(cluster, "delete table ip overlaywatch-lab-track\n")?;
+            flush(cluster)
+        },
+        spares: &[pods(A, B), pods(B, A), nodes(A, B)],
+        expected: &[says_itself(A, Code::ConntrackFull, Subject::Node)
+            .telling(&["connections are tracked (100 %)", "connection tracking dropped"])],
+        unlike: &[Code::ConntrackNearlyFull, Code::ForwardPolicyDrop, Code::UntrackedInner],
+        limits: FILLED,
+        ..IN_IPIP
     },
     Fault {
         name: "conntrack-half-full",

@@ -78,6 +78,11 @@ pub(super) const WIRE: &[Segment] = &[between(Hop::LeftNic, Hop::ReachedNic)];
 pub(super) const DECAPSULATION: &[Segment] = &[between(Hop::ReachedNic, Hop::Decapsulated)];
 /// It came out of the tunnel device and was not delivered.
 pub(super) const DELIVERY: &[Segment] = &[between(Hop::Decapsulated, Hop::Delivered)];
+/// Without a tunnel: the NIC took it, and it was not delivered.
+pub(super) const RECEIPT: &[Segment] = &[between(Hop::ReachedNic, Hop::Delivered)];
+/// The NIC took it, and nobody after it, with a tunnel or without.
+pub(super) const ARRIVAL: &[Segment] =
+    &[between(Hop::ReachedNic, Hop::Decapsulated), between(Hop::ReachedNic, Hop::Delivered)];
 /// Without a tunnel: it never left the NIC.
 pub(super) const SENDING: &[Segment] = &[between(Hop::Sent, Hop::LeftNic)];
 

@@ -10,7 +10,7 @@ use super::expected::{
     DECAPSULATION, Expected, INBOUND, OUTBOUND, Subject, counts, says, says_itself,
 };
 use super::quiet::watch;
-use super::{A, B, C, Fault, HARD, Limits, PLAIN};
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, Shapes};
 use crate::offload;
 use crate::program::{self, Mode};
 use crate::topology::Cluster;
@@ -19,25 +19,25 @@ use crate::traffic::{nodes, pods};
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "xdp-generic-drop",
-        about: "somebody else's XDP program on one node's NIC drops VXLAN, by the kernel",
+        about: "somebody else's XDP program on one node's NIC drops the encapsulation, by the kernel",
         inject: |cluster| drop_by_xdp(cluster, Mode::Generic),
         heal: |cluster| program::pass(&cluster.node(B)?.netns, Mode::Generic),
         expected: &[
             says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
             says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
-            drops_by_xdp("eth0 ingress xdpgeneric guard_vxlan"),
+            drops_by_xdp("eth0 ingress xdpgeneric guard_overlay"),
         ],
         ..BY_XDP
     },
     Fault {
         name: "xdp-native-drop",
-        about: "somebody else's XDP program on one node's NIC drops VXLAN, by the driver",
+        about: "somebody else's XDP program on one node's NIC drops the encapsulation, by the driver",
         inject: |cluster| drop_by_xdp(cluster, Mode::Native),
         heal: |cluster| program::pass(&cluster.node(B)?.netns, Mode::Native),
         expected: &[
             says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
             says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
-            drops_by_xdp("eth0 ingress xdp guard_vxlan"),
+            drops_by_xdp("eth0 ingress xdp guard_overlay"),
         ],
         ..BY_XDP
     },
@@ -132,8 +132,12 @@ pub(super) const FAULTS: &[Fault] = &[
     },
 ];
 
+/// IPPROTO_IPIP.
+const IPIP: u8 = 4;
+
 /// The kernel says of a packet that an XDP program dropped that it reached the NIC.
 const BY_XDP: Fault = Fault {
+    shapes: Shapes::Each,
     breaks: &[pods(A, B), pods(C, B)],
     spares: &[pods(B, A), nodes(A, B), pods(A, C)],
     counted: &[counts(B, A, INBOUND, DECAPSULATION), counts(B, C, INBOUND, DECAPSULATION)],
@@ -148,7 +152,12 @@ const fn drops_by_xdp(name: &'static str) -> Expected {
 }
 
 fn drop_by_xdp(cluster: &Cluster, mode: Mode) -> Result<()> {
-    program::drop_udp(&cluster.node(B)?.netns, mode, cluster.shape.port())
+    let netns = &cluster.node(B)?.netns;
+    if cluster.shape.is_vxlan() {
+        program::drop_udp(netns, mode, cluster.shape.port())
+    } else {
+        program::drop_protocol(netns, mode, IPIP)
+    }
 }
 
 /// A node's NIC, and the port of the switch that it is plugged into.

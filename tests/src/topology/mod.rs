@@ -139,6 +139,26 @@ impl Cluster {
         })
     }
 
+    /// Takes away all that a node has of links, addresses and routes, as its end does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unwire(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        let lines = self.shape.undo_lines(node);
+        node.netns.ip(&format!("{lines}link del eth0\nroute flush table main\n"))
+    }
+
+    /// Makes a node's links, addresses and routes anew, as its start does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn rewire(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        self.wire(node)?;
+        self.switch.ip(&format!("link set {} master br0 up\n", node.name))
+    }
+
     fn wire(&self, node: &Node) -> Result<()> {
         if self.shape.has_ipv6() {
             v6::enable(&node.netns, true)?;

@@ -215,6 +215,12 @@ pub struct Entry {
 }
 
 impl Code {
+    /// Whether it is of packets that are lost now and then, on a path that works.
+    #[must_use]
+    pub const fn comes_and_goes(self) -> bool {
+        matches!(self, Self::UnderlayLoss | Self::OverlayLoss)
+    }
+
     /// Its description.
     #[must_use]
     pub fn entry(self) -> &'static Entry {

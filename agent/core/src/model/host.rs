@@ -27,8 +27,8 @@ pub struct Host {
     pub softnet_squeezed: u64,
     /// Loaded modules among those that overlays need (/proc/modules); none where the file is absent.
     pub modules: Option<Vec<String>>,
-    /// The machine's tables of neighbours; none in a network namespace that is not
-    /// the first, which alone is told (/proc/net/stat/arp_cache, ndisc_cache).
+    /// The machine's tables of neighbours (/proc/net/stat/arp_cache, ndisc_cache; from
+    /// within another network namespace than the first, RTM_GETNEIGHTBL).
     #[serde(default)]
     pub neighbour_tables: Vec<NeighbourTable>,
 }

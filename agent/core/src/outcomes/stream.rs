@@ -454,7 +454,6 @@ impl StreamState {
             }
         }
         rtt.mean_ns = rtt_sum.checked_div(u64::from(minute.answered)).unwrap_or(0);
-        let undecided = |test: &Sequential| test.is_suspicious() && !test.is_raised();
         let refusals = u32::try_from(self.refused.len()).unwrap_or(u32::MAX);
         StreamView {
             recent,
@@ -467,9 +466,9 @@ impl StreamState {
             gray_inbound: self.inbound.is_raised(),
             gray_undetermined: self.undetermined.is_raised(),
             suspicious: recent.lost() > 0
-                || undecided(&self.outbound)
-                || undecided(&self.inbound)
-                || undecided(&self.undetermined),
+                || self.outbound.is_suspicious()
+                || self.inbound.is_suspicious()
+                || self.undetermined.is_suspicious(),
             unseen_inbound: self
                 .inbound_tail
                 .filter(|tail| now.since(tail.told) <= RECENT_NS)

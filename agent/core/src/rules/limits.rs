@@ -44,18 +44,27 @@ fn neighbours(context: &Context<'_>, host: &Host, before: &Host, verdicts: &mut 
     }
     let counts = context.now.kernel.seen();
     let drops = counts.into_iter().flat_map(|counts| &counts.drops);
-    let worst = drops.filter(|drop| is(&drop.site, "NEIGH_CREATEFAIL")).max_by_key(|d| d.lately);
-    evidence.extend(worst.filter(|drop| drop.lately > 0).map(|drop| Evidence::KernelDropped {
+    let dropped: Vec<&PacketDrop> =
+        drops.filter(|drop| drop.lately > 0 && is(&drop.site, "NEIGH_CREATEFAIL")).collect();
+    let worst = dropped.iter().max_by_key(|drop| drop.lately);
+    evidence.extend(worst.map(|drop| Evidence::KernelDropped {
         here: true,
         site: drop.site.clone(),
         packets: drop.lately,
     }));
+    // Who is received needs no neighbour, but the pod does that it is for.
+    let (direction, hop) = match dropped.iter().filter(|drop| !drop.outbound).count() {
+        0 => (Direction::Outbound, Some(Segment { from: Hop::Sent, to: Hop::LeftNic })),
+        all if all == dropped.len() => {
+            (Direction::Inbound, Some(Segment { from: Hop::Decapsulated, to: Hop::Delivered }))
+        }
+        _ => (Direction::Both, None),
+    };
     verdicts.add(Finding {
         code: Code::NeighbourTableOverflow,
         subject: Subject::Node,
-        // What is received needs no neighbour.
-        direction: Some(Direction::Outbound),
-        hop: Some(Segment { from: Hop::Sent, to: Hop::LeftNic }),
+        direction: Some(direction),
+        hop,
         evidence,
         confidence: Confidence::Certain,
     });

@@ -420,13 +420,16 @@ fn loss(
         (false, true) => Some(Direction::Inbound),
         (false, false) => None,
     };
+    // What kernels say that they dropped is of the last seconds: where losses are older,
+    // the hops alone tell their place.
+    let is_told = view.recent.lost() > 0 || !code.comes_and_goes();
     Finding {
         code,
         subject: Subject::Pair { peer: peer.id, encapsulation },
         direction,
         hop: direction.map(|direction| place(context, peer, stream, direction)),
         evidence: vec![lost_at_times(stream, view)],
-        confidence: Confidence::High,
+        confidence: if is_told { Confidence::High } else { Confidence::Low },
     }
 }
 

@@ -221,6 +221,30 @@ fn ten_percent_is_found_as_gray_and_clears() {
     }
 }
 
+/// Whatever is lost on the wire both ways is loss in the underlay, and stays that
+/// until it is healed; one packet in 200 is found within five minutes.
+#[test]
+fn a_few_lost_packets_are_found_and_stay_found() {
+    let victim = PeerId(underlay(1));
+    for (rate, limit) in [(0.005, 300.0), (0.01, 150.0), (0.03, 60.0)] {
+        for seed in 0..6 {
+            let mut dice = Dice(seed * 7_919 + 3);
+            let mut world = World::new(2);
+            world.run(20, &mut nothing);
+            let mut lost = |packet: Packet| packet.peer == victim && dice.uniform() < rate;
+            let (diagnosis, seconds) = detect(&mut world, 300, &mut lost);
+            assert_eq!(codes(&diagnosis), [Code::UnderlayLoss], "{rate}, seed {seed}");
+            assert!(seconds <= limit, "{rate}, seed {seed}: {seconds} s");
+            for _ in 0..2 * 300 {
+                let (_, diagnosis) = world.tick(&mut lost);
+                assert_eq!(codes(&diagnosis), [Code::UnderlayLoss], "{rate}, seed {seed}");
+            }
+            world.run(240, &mut nothing);
+            assert_eq!(world.run(1, &mut nothing).status, Status::Pass, "{rate}, seed {seed}");
+        }
+    }
+}
+
 /// Found by chance: a microburst and three losses by chance, all within twenty
 /// seconds of one stream.
 #[test]

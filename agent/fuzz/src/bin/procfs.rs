@@ -1,9 +1,11 @@
-//! The files of /proc that have a format of their own.
+//! The files of /proc that have a format of their own, and what the kernel answers
+//! where there is none.
 #![no_main]
 
 use overlaywatch::source::procfs::translate;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = translate::neighbour_table(bytes);
     // The reader refuses what is not UTF-8 before any of these.
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = translate::counters(text);

@@ -1,4 +1,5 @@
-//! The host as /proc tells it, read once a tick.
+//! The host as /proc tells it, read once a tick; tables of neighbours, which it
+//! shows in the first network namespace alone, are asked for elsewhere.
 
 pub mod translate;
 
@@ -7,12 +8,15 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use netlink_packet_core::DecodeError;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use overlaywatch_core::assembly::{SourceId, Update};
 use overlaywatch_core::model::{DeviceSettings, Host, NeighbourTable};
 use tokio::sync::mpsc::Sender;
 
+use super::ask::{Question, ask};
 use super::meter::{Closed, disabled, metered, pause};
-use super::{Options, SourceError};
+use super::{Options, SourceError, wire};
 
 /// What people change by hand, and what costs a file per device, is read
 /// every so many ticks only.
@@ -29,11 +33,15 @@ pub struct Roots {
     pub net: PathBuf,
     /// What is of the whole machine.
     pub proc: PathBuf,
+    /// The kernel is asked over netlink for what /proc has in the first network
+    /// namespace alone.
+    pub asks: bool,
 }
 
 impl Default for Roots {
     fn default() -> Self {
-        Self { sys: "/proc/sys".into(), net: "/proc/thread-self/net".into(), proc: "/proc".into() }
+        let net = "/proc/thread-self/net".into();
+        Self { sys: "/proc/sys".into(), net, proc: "/proc".into(), asks: true }
     }
 }
 
@@ -41,7 +49,8 @@ impl Roots {
     /// The same files below another directory, all of one namespace.
     #[must_use]
     pub fn at(root: &Path) -> Self {
-        Self { sys: root.join("sys"), net: root.join("net"), proc: root.to_owned() }
+        let (sys, net) = (root.join("sys"), root.join("net"));
+        Self { sys, net, proc: root.to_owned(), asks: false }
     }
 }
 
@@ -153,6 +162,9 @@ impl Reader {
             let limit = limit.and_then(|text| text.trim().parse().ok());
             tables.push(NeighbourTable { v6, entries, refused, limit });
         }
+        if tables.is_empty() && self.roots.asks {
+            tables = ask_for_neighbour_tables()?;
+        }
         Ok(tables)
     }
 
@@ -206,6 +218,24 @@ impl Reader {
             Err(error) => Err(SourceError::io(format!("reading {}", path.display()), error)),
         }
     }
+}
+
+/// The tables of neighbours from within another network namespace than the first.
+fn ask_for_neighbour_tables() -> Result<Vec<NeighbourTable>, SourceError> {
+    let question = Question {
+        what: "dumping tables of neighbours",
+        protocol: NETLINK_ROUTE,
+        kind: libc::RTM_GETNEIGHTBL,
+        is_dump: true,
+        // struct ndtmsg: of any family.
+        body: &[0; 4],
+    };
+    let mut tables = Vec::new();
+    ask(question, &mut wire::buffer(), |message| {
+        tables.extend(translate::neighbour_table(message.payload)?);
+        Ok::<_, DecodeError>(())
+    })?;
+    Ok(tables)
 }
 
 /// Reads a whole file into a buffer that keeps its room.

@@ -1,6 +1,7 @@
-//! Text in, model out.
+//! Text in, model out; and the kernel's answers about what it shows nobody as text.
 
-use overlaywatch_core::model::IpCounters;
+use netlink_packet_core::{DecodeError, NlasIterator};
+use overlaywatch_core::model::{IpCounters, NeighbourTable};
 
 /// Modules that an overlay's data path may need, by the names that
 /// /proc/modules has for them.
@@ -115,6 +116,53 @@ pub fn neighbours(text: &str) -> Option<(u32, u64)> {
     told
 }
 
+/// `NDTA_NAME`, `NDTA_THRESH3`, `NDTA_CONFIG` and `NDTA_STATS` (linux/neighbour.h).
+const NAME: u16 = 1;
+const THRESHOLD: u16 = 4;
+const CONFIG: u16 = 5;
+const STATISTICS: u16 = 7;
+/// Bytes of `struct ndtmsg`.
+const TABLE_HEADER_BYTES: usize = 4;
+/// Where `struct ndt_config` has its entries, and `struct ndt_stats` its refusals.
+const ENTRIES_AT: usize = 4;
+const REFUSALS_AT: usize = 80;
+
+/// A table of neighbours as RTM_NEWNEIGHTBL tells of it, in any network namespace
+/// (neightbl_fill_info, net/core/neighbour.c); none where the message is of one
+/// device's parameters, or of a kernel before 4.3, which does not count refusals.
+///
+/// # Errors
+/// When its attributes make no sense.
+pub fn neighbour_table(payload: &[u8]) -> Result<Option<NeighbourTable>, DecodeError> {
+    let (mut v6, mut entries, mut refused, mut limit) = (None, None, None, None);
+    for attribute in NlasIterator::new(payload.get(TABLE_HEADER_BYTES..).unwrap_or_default()) {
+        let attribute = attribute?;
+        let value = attribute.value();
+        let word = |at: usize| {
+            let bytes = value.get(at..)?.first_chunk()?;
+            Some(u32::from_ne_bytes(*bytes))
+        };
+        match attribute.kind() {
+            NAME => {
+                v6 = match value {
+                    b"arp_cache\0" => Some(false),
+                    b"ndisc_cache\0" => Some(true),
+                    _ => None,
+                }
+            }
+            THRESHOLD => limit = word(0),
+            CONFIG => entries = word(ENTRIES_AT),
+            STATISTICS => {
+                let bytes = value.get(REFUSALS_AT..).and_then(<[u8]>::first_chunk);
+                refused = bytes.map(|bytes| u64::from_ne_bytes(*bytes));
+            }
+            _ => {}
+        }
+    }
+    let (Some(v6), Some(entries), Some(refused)) = (v6, entries, refused) else { return Ok(None) };
+    Ok(Some(NeighbourTable { v6, entries, refused, limit }))
+}
+
 /// The loaded modules that matter here, in order.
 #[must_use]
 pub fn modules(text: &str) -> Vec<String> {
@@ -191,6 +239,38 @@ IpExt: 16 0
         assert_eq!(neighbours("a b\n1 2\n"), None);
     }
 
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_table_of_neighbours_is_told_over_netlink_too() {
+        let config = [40_u16.to_ne_bytes(), 408_u16.to_ne_bytes()].concat();
+        let config = [config, 1024_u32.to_ne_bytes().to_vec(), vec![0; 24]].concat();
+        let mut statistics = vec![0; 80];
+        statistics.extend(16_u64.to_ne_bytes());
+        let whole = [
+            vec![2, 0, 0, 0],
+            attribute(1, b"arp_cache\0"),
+            attribute(4, &1024_u32.to_ne_bytes()),
+            attribute(5, &config),
+            attribute(7, &statistics),
+        ];
+        let table = NeighbourTable { v6: false, entries: 1024, refused: 16, limit: Some(1024) };
+        assert_eq!(neighbour_table(&whole.concat()).unwrap(), Some(table));
+        // One device's parameters, a kernel that counts no refusals, another table.
+        assert_eq!(neighbour_table(&whole[..2].concat()).unwrap(), None);
+        let old = [&whole[..4], &[attribute(7, &statistics[..80])]].concat().concat();
+        assert_eq!(neighbour_table(&old).unwrap(), None);
+        let other = [whole[0].clone(), attribute(1, b"dn_neigh_cache\0"), whole[3..].concat()];
+        assert_eq!(neighbour_table(&other.concat()).unwrap(), None);
+        assert_eq!(neighbour_table(&[]).unwrap(), None);
+    }
+
     #[test]
     fn only_modules_that_overlays_need_are_kept() {
         let text = "xfs 100 1 - Live 0x0\nvxlan 90 0 - Live 0x0\nipip 16 0 - Live 0x0\n";
@@ -198,6 +278,11 @@ IpExt: 16 0
     }
 
     proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = neighbour_table(&bytes);
+        }
+
         #[test]
         fn any_text_is_survived(text in "\\PC{0,40}(\n[A-Za-z]{0,5}:( [A-Za-z0-9-]{0,5}){0,5}){0,8}") {
             let _ = (counters(&text), softnet(&text), modules(&text), neighbours(&text));

@@ -125,6 +125,19 @@ impl Shape {
         }
     }
 
+    /// Takes away the tunnel device and the node's side of the pod's link, in Calico's
+    /// shapes. The kernel's own tunl0 stays as long as the namespace
+    /// (net/ipv4/ip_tunnel.c).
+    pub(in crate::topology) fn undo_lines(self, node: &Node) -> String {
+        let (device, pod) = (self.device(), self.pod_device(node));
+        let tunnel = if self.is_vxlan() {
+            format!("link del {device}\n")
+        } else {
+            format!("link set {device} down\naddr flush dev {device}\n")
+        };
+        format!("{tunnel}link del {pod}\n")
+    }
+
     /// Switches of the node and what Felix sets them to, as paths under
     /// /proc/sys/net. With its usual delay of up to 0.8 s (net/ipv4/arp.c) the
     /// kernel answers for the gateway so late that packets which wait are dropped.
