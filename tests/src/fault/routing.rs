@@ -8,7 +8,7 @@ use super::expected::{
     DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says, says_itself,
 };
 use super::quiet::watch;
-use super::{A, B, C, D, Fault, LIVE, PLAIN, ip};
+use super::{A, B, C, D, Fault, LIVE, PLAIN, Shapes, ip};
 use crate::topology::{Cluster, GATEWAY, Shape};
 use crate::traffic::{Path, nodes, pods};
 
@@ -21,6 +21,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-rule-diverts",
         about: "a policy rule for unmarked packets sends a peer's pods to a table that leads past the tunnel",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route add default via {GATEWAY} dev eth0 table 100"))?;
@@ -46,6 +47,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-table-blackhole",
         about: "a policy rule for what comes from pods names a table that swallows a peer's pods",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = (cluster.node(A)?, cluster.node(B)?);
             let (own, network) = (cluster.shape.pod_network(a), cluster.shape.pod_network(b));
@@ -72,6 +74,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "leftover-route",
         about: "another plugin's tunnel and its route to half of a peer's pods are left on one node",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (device, lines) = other_tunnel(cluster)?;
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
@@ -93,6 +96,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-address-missing",
         about: "one node's tunnel device lost its address",
+        shapes: Shapes::Each,
         incident: Some(2),
         inject: |cluster| {
             let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
@@ -121,6 +125,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "routes-vanished",
         about: "what manages one node's links removes all routes into the tunnel",
+        shapes: Shapes::Each,
         nodes: 4,
         inject: |cluster| ip(cluster, A, &format!("route flush dev {}", cluster.shape.device())),
         heal: |cluster| cluster.program(A),
@@ -145,6 +150,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-forwarding-off",
         about: "one node's kernel forwards nothing that comes out of the tunnel device",
+        shapes: Shapes::Each,
         inject: |cluster| forward_from_tunnel(cluster, "0"),
         heal: |cluster| forward_from_tunnel(cluster, "1"),
         breaks: &[pods(A, B), pods(C, B)],
@@ -158,16 +164,17 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-routing-of-others",
         about: "rules of others, a local table that is asked later, a table of the plugin's own",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (b, device) = (cluster.node(B)?, cluster.shape.device());
-            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            let (network, gateway) = (cluster.shape.pod_network(b), cluster.shape.gateway(b));
             cluster.node(A)?.netns.ip(&format!(
                 "route add blackhole default table 90\n\
                  rule add pref 90 from 192.0.2.0/24 lookup 90\n\
                  rule add pref 91 fwmark 0x4000/0x4000 lookup 90\n\
                  rule add pref 100 lookup local\n\
                  rule del pref 0\n\
-                 route add {network} via {overlay} dev {device} onlink table 200\n\
+                 route add {network} via {gateway} dev {device} onlink table 200\n\
                  rule add pref 110 to {network} lookup 200\n\
                  route add blackhole 198.51.100.0/24\n"
             ))
@@ -199,14 +206,15 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "routes-made-again",
         about: "a plugin's agent restarts: its routes go and come back, one with a source of its own",
+        shapes: Shapes::Each,
         nodes: 4,
         inject: |cluster| {
             ip(cluster, A, &format!("route flush dev {}", cluster.shape.device()))?;
             cluster.program(A)?;
             let (a, b, device) = (cluster.node(A)?, cluster.node(B)?, cluster.shape.device());
-            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            let (network, gateway) = (cluster.shape.pod_network(b), cluster.shape.gateway(b));
             let source = a.overlay();
-            let route = format!("{network} via {overlay} dev {device} onlink src {source}");
+            let route = format!("{network} via {gateway} dev {device} onlink src {source}");
             ip(cluster, A, &format!("route replace {route}"))
         },
         heal: |cluster| cluster.program(A),
@@ -219,6 +227,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "rp-filter-strict-everywhere",
         about: "one node's reverse path filters are strict, and all answers go the way they came",
+        shapes: Shapes::Each,
         inject: |cluster| filter_reverse_paths(cluster, "1"),
         heal: |cluster| filter_reverse_paths(cluster, "0"),
         spares: &[pods(A, B), pods(B, A), pods(A, C), nodes(A, B)],

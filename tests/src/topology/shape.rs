@@ -269,6 +269,13 @@ impl Shape {
         )
     }
 
+    /// The gateway of routes into the tunnel: its address for VXLAN, whose MAC it
+    /// stands for; for IPIP the outer destination (net/ipv4/ip_tunnel.c).
+    #[must_use]
+    pub fn gateway(self, peer: &Node) -> Ipv4Addr {
+        if self.is_vxlan() { peer.overlay() } else { peer.underlay() }
+    }
+
     /// Takes away what leads to `peer`, in the order that flannel does.
     pub(super) fn forget_lines(self, peer: &Node) -> (String, String) {
         let device = self.device();
