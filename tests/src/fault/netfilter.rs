@@ -285,9 +285,9 @@ pub(super) const FAULTS: &[Fault] = &[
         ..HARMLESS
     },
     Fault {
+        // Where IPIP is tracked, what comes is the answer to what went.
         name: "host-firewall",
         about: "a host firewall lets in what it knows, and the tunnel is not among it",
-        shapes: Shapes::Each,
         inject: |cluster| sh(cluster, HOST_FIREWALL),
         heal: |cluster| sh(cluster, "nft delete table inet host"),
         breaks: &[pods(A, B), pods(C, B)],

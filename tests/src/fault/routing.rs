@@ -1,14 +1,18 @@
 //! Faults of a node's policy routing, of what other programs do to its routes,
 //! and conditions that look like them.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
-    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says, says_itself,
+    BOTH, DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says,
+    says_itself,
 };
 use super::quiet::watch;
-use super::{A, B, C, D, Fault, LIVE, PLAIN, Shapes, ip};
+use super::{A, B, C, D, Fault, HARD, LIVE, Limits, PLAIN, Shapes, ip};
 use crate::topology::{Cluster, GATEWAY, Shape};
 use crate::traffic::{Path, nodes, pods};
 
@@ -120,6 +124,50 @@ pub(super) const FAULTS: &[Fault] = &[
         // What A itself sends is answered beside the tunnel: it loses nothing.
         counted: &[may_speak(A, B), may_speak(A, C)],
         unlike: &[Code::RouteMissing],
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-address-of-another",
+        about: "one node's tunnel device has the address of another's",
+        shapes: Shapes::Each,
+        inject: |cluster| {
+            let (a, b) = (cluster.node(A)?.overlay(), cluster.node(B)?.overlay());
+            let device = cluster.shape.device();
+            // Without any address the device would lose its routes as well.
+            ip(cluster, B, &format!("addr add {a}/32 dev {device}\naddr del {b}/32 dev {device}"))
+        },
+        heal: |cluster| {
+            let (a, b) = (cluster.node(A)?.overlay(), cluster.node(B)?.overlay());
+            let device = cluster.shape.device();
+            ip(cluster, B, &format!("addr add {b}/32 dev {device}\naddr del {a}/32 dev {device}"))
+        },
+        spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
+        expected: &[
+            says_itself(B, Code::TunnelAddressDuplicate, Subject::Tunnel).telling(&[
+                "10.42.1.0 is the tunnel address of this node and 10.0.0.11",
+                "routes lead it to 10.0.0.11",
+            ]),
+            says(A, Code::TunnelAddressDuplicate, B, BOTH, LOCAL_STACK)
+                .telling(&["of this node and 10.0.0.12"]),
+            says(C, Code::TunnelAddressDuplicate, B, BOTH, PAST_THE_WIRE)
+                .telling(&["of 10.0.0.11 and 10.0.0.12"]),
+        ],
+        // Who answers whom is what nobody can tell any more.
+        counted: &[may_speak(A, B), may_speak(B, A), may_speak(B, C), may_speak(C, B)],
+        unlike: &[Code::RouteMissing, Code::HostSourceWithoutTunnelAddress],
+        // What a node says may be of one that has just left.
+        limits: Limits { detect: Duration::from_secs(20), ..HARD },
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-address-of-a-service",
+        about: "all nodes' tunnel devices have the address of a service beside their own",
+        shapes: Shapes::Each,
+        inject: |cluster| of_service(cluster, "add"),
+        heal: |cluster| of_service(cluster, "del"),
+        spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
+        unlike: &[Code::TunnelAddressDuplicate],
+        limits: watch(20),
         ..PLAIN
     },
     Fault {
@@ -236,6 +284,15 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
 ];
+
+/// Behind the sender's NIC: where the answers to a node go is another one's.
+const PAST_THE_WIRE: &[Segment] = &[Segment { from: Hop::LeftNic, to: Hop::Delivered }];
+
+/// As LVS's tunnelling has it on each of its servers.
+fn of_service(cluster: &Cluster, verb: &str) -> Result<()> {
+    let line = format!("addr {verb} 192.0.2.80/32 dev {}", cluster.shape.device());
+    (0..cluster.nodes.len()).try_for_each(|node| ip(cluster, node, &line))
+}
 
 /// A tunnel device of the plugin that the cluster does not use, and what makes it.
 fn other_tunnel(cluster: &Cluster) -> Result<(&'static str, String)> {

@@ -59,4 +59,15 @@ pub(super) const ENTRIES: &[Entry] = &[
         meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3) that no tunnel device listens for them, codes 9, 10 and 13 that a firewall rejects them.",
         remedy: "On {peer}, code 2: `modprobe ipip`; code 3: `ip -d link show type vxlan` or `type ipip` for a device that is missing, down or on another port, and restart the CNI agent; else: allow {encapsulation} from this node in its firewall.",
     },
+    Entry {
+        code: Code::TunnelAddressDuplicate,
+        slug: "tunnel-address-duplicate",
+        title: "two nodes have the same tunnel address",
+        severity: Severity::Critical,
+        raise_after_ms: 6000,
+        clear_after_seconds: 10,
+        parents: &[DEVICES, PEER],
+        meaning: "The tunnel devices of two nodes have one address. Routes lead it to one of them, which so gets the answers to what the other one's own processes send to pods: kubelet, an ingress on the host network, and what a node port passes on. Pods reach each other.",
+        remedy: "`calicoctl ipam show --ip={overlay}` tells whose {overlay} is. Take the annotation projectcalico.org/IPv4IPIPTunnelAddr (VXLAN: IPv4VXLANTunnelAddr) from the other one's Node object and restart its calico-node, which gets an address of its own then. With flannel the nodes' subnets are the same: `kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR`.",
+    },
 ];

@@ -12,6 +12,7 @@ pub(super) const ENDS: &[Code] = &[
     Code::VniMismatch,
     Code::VxlanPortMismatch,
     Code::StaleVtepMac,
+    Code::TunnelAddressDuplicate,
 ];
 /// The kernel's tables do not lead to the peer.
 pub(super) const TABLES: &[Code] = &[

@@ -1,0 +1,263 @@
+//! Tunnel addresses that more than one node has.
+
+use std::net::IpAddr;
+
+use super::{Context, Verdicts};
+use crate::catalog::Code;
+use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
+use crate::ladder::{Hop, Segment};
+use crate::model::{IfIndex, Link, Peer, PeerTunnel, Route, RouteKind, RouteTable, Tunnel, table};
+
+/// Peers that one finding names.
+const MOST_NAMED: usize = 4;
+
+/// A peer's tunnel device and its address, as that peer says.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    address: IpAddr,
+    tunnel: &'a Tunnel,
+    peer: &'a Peer,
+    leads: &'a PeerTunnel,
+    /// Of the peer's agent: one node may be known by two addresses.
+    epoch: u64,
+}
+
+pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
+    let (Some(tunnels), Some(routes)) = (context.now.tunnels.seen(), context.now.routes.seen())
+    else {
+        return verdicts.blind(&[Code::TunnelAddressDuplicate]);
+    };
+    let mut told: Vec<Told<'_>> = context
+        .tunnelled_peers()
+        // What a node said that has left meanwhile may be another one's now.
+        .filter(|(peer, _, _)| !peer.has_departed() && context.is_alive(peer))
+        .filter_map(|(peer, leads, tunnel)| {
+            let address = context.counterpart(peer, tunnel, tunnels)?.address?;
+            let (_, status) = context.pair(peer)?.status.as_ref()?;
+            let is_this_node = status.node.is_some() && status.node == context.now.node.name;
+            let epoch = status.epoch;
+            (!is_this_node).then_some(Told { address, tunnel, peer, leads, epoch })
+        })
+        .collect();
+    let key = |told: &Told<'_>| (told.tunnel.index, told.address, told.epoch);
+    told.sort_unstable_by_key(key);
+    told.dedup_by_key(|told| key(told));
+    let is_one = |one: &Told<'_>, other: &Told<'_>| {
+        (one.tunnel.index, one.address) == (other.tunnel.index, other.address)
+    };
+    for group in told.chunk_by(is_one) {
+        let Some(first) = group.first() else { continue };
+        let is_own = first.tunnel.address == Some(first.address);
+        if is_own || group.len() > 1 {
+            let is_led_here = is_own && is_own_network(context, routes, first.address);
+            judge_group(group, is_own, is_led_here, verdicts);
+        }
+    }
+}
+
+/// Whether an address is of this node's own pods' network.
+fn is_own_network(context: &Context<'_>, routes: &RouteTable, address: IpAddr) -> bool {
+    let links = context.now.links.seen();
+    let leads_to_pods =
+        |index: IfIndex| links.and_then(|links| links.get(&index)).is_some_and(Link::leads_to_pods);
+    let of_pods = |route: &Route| match route.kind {
+        // Calico keeps its own block so.
+        RouteKind::Blackhole => true,
+        RouteKind::Unicast => route.next_hop.device.is_some_and(leads_to_pods),
+        _ => false,
+    };
+    routes.0.values().any(|route| {
+        let destination = route.key.destination;
+        let is_network = destination.prefix_len() > 0 && destination.contains(&address);
+        route.key.table == table::MAIN && is_network && of_pods(route)
+    })
+}
+
+/// Peers that have one address, which this node may have, too. Nothing is said of
+/// an address that is of no pods' network: all nodes may share it on purpose, as
+/// that of a service (LVS's tunnelling).
+fn judge_group(group: &[Told<'_>], is_own: bool, is_led_here: bool, verdicts: &mut Verdicts) {
+    let closest = group.iter().filter_map(|told| Some((told.peer.prefix_of(told.address)?, told)));
+    let owner = closest.max_by_key(|(prefix, _)| *prefix).map(|(_, told)| told.peer.id);
+    let finding = |told: &Told<'_>, subject, direction, hop| Finding {
+        code: Code::TunnelAddressDuplicate,
+        subject,
+        direction,
+        hop,
+        evidence: vec![Evidence::TunnelAddress {
+            address: told.address,
+            here: is_own,
+            peers: group.iter().take(MOST_NAMED).map(|told| told.peer.id).collect(),
+            owner,
+        }],
+        confidence: Confidence::Certain,
+    };
+    let hop = match (is_own, owner, group.first()) {
+        // This node's packets bear the address of another one: all answers go there,
+        // and whoever gets them takes them for the other one's.
+        (true, Some(_), Some(told)) => {
+            let subject = Subject::Device { name: told.tunnel.name.clone() };
+            return verdicts.add(finding(told, subject, None, None));
+        }
+        // Both take what is for the other for their own.
+        (true, None, _) if is_led_here => Segment { from: Hop::Sent, to: Hop::Encapsulated },
+        (false, Some(_), _) => Segment { from: Hop::LeftNic, to: Hop::Delivered },
+        _ => return,
+    };
+    for told in group.iter().filter(|told| Some(told.peer.id) != owner) {
+        let encapsulation = Some(told.leads.encapsulation);
+        let subject = Subject::Pair { peer: told.peer.id, encapsulation };
+        verdicts.add(finding(told, subject, Some(Direction::Both), Some(hop)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::delta::Delta;
+    use crate::fact::Fact;
+    use crate::model::{Encapsulation, NextHop, Origin, PeerId, RouteKey, Tunnel};
+    use crate::pairs::{PairView, StreamView};
+    use crate::probing::{PeerStatus, Stream, TunnelAdvert};
+    use crate::snapshot::Snapshot;
+    use crate::time::{Mono, Now, SECOND};
+
+    const AT: Mono = Mono(60 * SECOND);
+    const TUNNEL: IfIndex = IfIndex(3);
+
+    fn overlay(node: u8) -> IpAddr {
+        [10, 42, node, 0].into()
+    }
+
+    fn tunnel(address: IpAddr) -> Tunnel {
+        Tunnel {
+            encapsulation: Encapsulation::Ipip,
+            vni: None,
+            address: Some(address),
+            ..Tunnel::plain(TUNNEL, "tunl0", 0, 0)
+        }
+    }
+
+    fn peer(node: u8) -> Peer {
+        Peer {
+            id: PeerId([10, 0, 0, node].into()),
+            name: None,
+            origin: Origin::File,
+            tunnels: vec![PeerTunnel {
+                index: TUNNEL,
+                device: "tunl0".to_owned(),
+                encapsulation: Encapsulation::Ipip,
+                overlay: Some(overlay(node)),
+                mac: None,
+            }],
+            pod_networks: vec![format!("10.42.{node}.0/26").parse().unwrap()],
+            departed_since: None,
+        }
+    }
+
+    /// What a peer said a second ago of its address, as the agent of this number.
+    fn pair(address: IpAddr, epoch: u64) -> Arc<PairView> {
+        let heard = Mono(AT.0 - SECOND);
+        let status = PeerStatus {
+            epoch,
+            tunnels: vec![TunnelAdvert::from(&tunnel(address))],
+            ..PeerStatus::default()
+        };
+        let view = StreamView { last_answer: Some(heard), ..StreamView::default() };
+        let streams = BTreeMap::from([(Stream::Underlay, Box::new(view))]);
+        Arc::new(PairView { streams, status: Some((heard, status)), ..PairView::default() })
+    }
+
+    fn fact<T>(value: T) -> Fact<Arc<T>> {
+        Fact::Seen { value: Arc::new(value), at: AT }
+    }
+
+    /// Node 1 of three, which has an address and told so: nodes 2 and 3 say that
+    /// they have these, as agents of these numbers.
+    fn node_1(own: IpAddr, [second, third]: [(IpAddr, u64); 2]) -> Snapshot {
+        let block = Route {
+            key: RouteKey {
+                table: table::MAIN,
+                destination: "10.42.1.0/26".parse().unwrap(),
+                metric: 0,
+                tos: 0,
+            },
+            kind: RouteKind::Blackhole,
+            protocol: 12,
+            source: None,
+            next_hop: NextHop { gateway: None, device: None, onlink: false },
+            more_next_hops: Vec::new(),
+        };
+        Snapshot {
+            now: Now { mono: AT, ..Now::default() },
+            tunnels: fact(vec![tunnel(own)]),
+            routes: fact(RouteTable(BTreeMap::from([(block.key, block)]))),
+            peers: Arc::new(vec![peer(2), peer(3)]),
+            pairs: BTreeMap::from([
+                (peer(2).id, pair(second.0, second.1)),
+                (peer(3).id, pair(third.0, third.1)),
+            ]),
+            ..Snapshot::default()
+        }
+    }
+
+    fn said(now: &Snapshot) -> Vec<(Subject, String)> {
+        let context = Context { delta: Delta { before: None, now }, now, digest: None };
+        let mut verdicts = Verdicts::default();
+        judge(&context, &mut verdicts);
+        assert!(verdicts.blind.is_empty());
+        let text = |finding: &Finding| finding.evidence[0].to_string();
+        verdicts.findings.iter().map(|found| (found.subject.clone(), text(found))).collect()
+    }
+
+    fn of_pair(node: u8) -> Subject {
+        Subject::Pair { peer: peer(node).id, encapsulation: Some(Encapsulation::Ipip) }
+    }
+
+    #[test]
+    fn who_has_anothers_address_says_it_of_its_device() {
+        let now = node_1(overlay(2), [(overlay(2), 2), (overlay(3), 3)]);
+        let text = "10.42.2.0 is the tunnel address of this node and 10.0.0.2, and routes lead it \
+                    to 10.0.0.2";
+        let device = Subject::Device { name: "tunl0".to_owned() };
+        assert_eq!(said(&now), [(device, text.to_owned())]);
+    }
+
+    #[test]
+    fn whose_address_another_one_has_says_it_of_the_pair() {
+        let now = node_1(overlay(1), [(overlay(1), 2), (overlay(3), 3)]);
+        let text = "10.42.1.0 is the tunnel address of this node and 10.0.0.2";
+        assert_eq!(said(&now), [(of_pair(2), text.to_owned())]);
+    }
+
+    #[test]
+    fn a_third_node_says_it_of_the_one_to_which_no_route_leads() {
+        let now = node_1(overlay(1), [(overlay(2), 2), (overlay(2), 3)]);
+        let text = "10.42.2.0 is the tunnel address of 10.0.0.2 and 10.0.0.3, and routes lead it \
+                    to 10.0.0.2";
+        assert_eq!(said(&now), [(of_pair(3), text.to_owned())]);
+    }
+
+    #[test]
+    fn an_address_of_each_and_that_of_a_service_are_fine() {
+        let each = node_1(overlay(1), [(overlay(2), 2), (overlay(3), 3)]);
+        assert_eq!(said(&each), []);
+        let service = [192, 0, 2, 80].into();
+        assert_eq!(said(&node_1(service, [(service, 2), (service, 3)])), []);
+    }
+
+    #[test]
+    fn one_node_by_two_addresses_is_one() {
+        assert_eq!(said(&node_1(overlay(1), [(overlay(2), 2), (overlay(2), 2)])), []);
+    }
+
+    #[test]
+    fn what_a_node_said_that_is_gone_is_no_more() {
+        let mut now = node_1(overlay(1), [(overlay(2), 2), (overlay(2), 3)]);
+        now.now.mono = Mono(AT.0 + 6 * SECOND);
+        assert_eq!(said(&now), []);
+    }
+}
