@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use overlaywatch_core::catalog::Code;
 
-use super::expected::{NO_DIRECTION, NO_HOP, says};
+use super::expected::{LOCAL_STACK, NO_DIRECTION, NO_HOP, OUT_OR_BOTH, counts, says};
 use super::ipip::IN_IPIP;
 use super::sessions::{ask, block, mesh_by, unblock};
 use super::{A, B, C, Fault, HARD, Limits};
@@ -35,6 +35,7 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
         says(B, Code::BgpSessionDown, A, NO_DIRECTION, NO_HOP)
             .telling(&["1 of 2 BGP sessions established", "none with 10.0.0.11"]),
     ],
+    counted: &[counts(A, B, OUT_OR_BOTH, LOCAL_STACK), counts(B, A, OUT_OR_BOTH, LOCAL_STACK)],
     unlike: &[Code::RouteBlackhole, Code::EncapsulationLost],
     // The session itself needs nine seconds to notice.
     limits: Limits { detect: Duration::from_secs(40), ..HARD },
