@@ -8,8 +8,8 @@ use overlaywatch_core::catalog::Code;
 use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
-    BOTH, DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says,
-    says_itself,
+    BOTH, DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, WHOLE_WAY, counts, may_speak, misses,
+    says, says_itself,
 };
 use super::quiet::watch;
 use super::{A, B, C, D, Fault, HARD, LIVE, Limits, PLAIN, Shapes, ip};
@@ -147,7 +147,7 @@ pub(super) const FAULTS: &[Fault] = &[
                 "10.42.1.0 is the tunnel address of this node and 10.0.0.11",
                 "routes lead it to 10.0.0.11",
             ]),
-            says(A, Code::TunnelAddressDuplicate, B, BOTH, LOCAL_STACK)
+            says(A, Code::TunnelAddressDuplicate, B, BOTH, WHOLE_WAY)
                 .telling(&["of this node and 10.0.0.12"]),
             says(C, Code::TunnelAddressDuplicate, B, BOTH, PAST_THE_WIRE)
                 .telling(&["of 10.0.0.11 and 10.0.0.12"]),

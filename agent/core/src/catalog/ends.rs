@@ -1,6 +1,6 @@
 //! The two ends of a tunnel do not fit each other.
 
-use super::groups::{DEVICES, ENDS, PEER};
+use super::groups::{DEVICES, DUPLICATE, ENDS, PEER};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -44,7 +44,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 2500,
         clear_after_seconds: 5,
-        parents: &[DEVICES, &[Code::RemoteTunnelDown], PEER],
+        parents: &[DEVICES, &[Code::RemoteTunnelDown], DUPLICATE, PEER],
         meaning: "The peer's tunnel device has another MAC than this node's neighbour and forwarding entries say, so the peer drops what it decapsulates as meant for another host.",
         remedy: "Restart the CNI agent on {peer}, which publishes its MAC again; if it recurs at reboots, set MACAddressPolicy=none for the device (systemd.link(5)).",
     },

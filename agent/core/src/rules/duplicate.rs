@@ -12,7 +12,6 @@ use crate::model::{IfIndex, Link, Peer, PeerTunnel, Route, RouteKind, RouteTable
 const MOST_NAMED: usize = 4;
 
 /// A peer's tunnel device and its address, as that peer says.
-#[derive(Clone, Copy)]
 struct Told<'a> {
     address: IpAddr,
     tunnel: &'a Tunnel,
@@ -39,18 +38,22 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
             (!is_this_node).then_some(Told { address, tunnel, peer, leads, epoch })
         })
         .collect();
-    let key = |told: &Told<'_>| (told.tunnel.index, told.address, told.epoch);
-    told.sort_unstable_by_key(key);
-    told.dedup_by_key(|told| key(told));
+    told.sort_unstable_by_key(|told| (told.tunnel.index, told.address, told.peer.id));
     let is_one = |one: &Told<'_>, other: &Told<'_>| {
         (one.tunnel.index, one.address) == (other.tunnel.index, other.address)
     };
     for group in told.chunk_by(is_one) {
-        let Some(first) = group.first() else { continue };
+        let mut nodes: Vec<&Told<'_>> = Vec::new();
+        for told in group {
+            if !nodes.iter().any(|known| known.epoch == told.epoch) {
+                nodes.push(told);
+            }
+        }
+        let Some(first) = nodes.first() else { continue };
         let is_own = first.tunnel.address == Some(first.address);
-        if is_own || group.len() > 1 {
+        if is_own || nodes.len() > 1 {
             let is_led_here = is_own && is_own_network(context, routes, first.address);
-            judge_group(group, is_own, is_led_here, verdicts);
+            judge_group(&nodes, is_own, is_led_here, verdicts);
         }
     }
 }
@@ -76,7 +79,7 @@ fn is_own_network(context: &Context<'_>, routes: &RouteTable, address: IpAddr) -
 /// Peers that have one address, which this node may have, too. Nothing is said of
 /// an address that is of no pods' network: all nodes may share it on purpose, as
 /// that of a service (LVS's tunnelling).
-fn judge_group(group: &[Told<'_>], is_own: bool, is_led_here: bool, verdicts: &mut Verdicts) {
+fn judge_group(group: &[&Told<'_>], is_own: bool, is_led_here: bool, verdicts: &mut Verdicts) {
     let closest = group.iter().filter_map(|told| Some((told.peer.prefix_of(told.address)?, told)));
     let owner = closest.max_by_key(|(prefix, _)| *prefix).map(|(_, told)| told.peer.id);
     let finding = |told: &Told<'_>, subject, direction, hop| Finding {
@@ -99,8 +102,8 @@ fn judge_group(group: &[Told<'_>], is_own: bool, is_led_here: bool, verdicts: &m
             let subject = Subject::Device { name: told.tunnel.name.clone() };
             return verdicts.add(finding(told, subject, None, None));
         }
-        // Both take what is for the other for their own.
-        (true, None, _) if is_led_here => Segment { from: Hop::Sent, to: Hop::Encapsulated },
+        // Both take what is for the other for their own, at last.
+        (true, None, _) if is_led_here => Segment { from: Hop::Sent, to: Hop::Delivered },
         (false, Some(_), _) => Segment { from: Hop::LeftNic, to: Hop::Delivered },
         _ => return,
     };
