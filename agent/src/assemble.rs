@@ -257,3 +257,38 @@ fn addresses_of(peers: &[Peer], own: &[IpAddr]) -> HashMap<IpAddr, PeerId> {
     addresses.extend(peers.iter().map(|peer| (peer.id.0, peer.id)));
     addresses
 }
+
+#[cfg(test)]
+mod tests {
+    use overlaywatch_core::model::{Encapsulation, IfIndex, Origin, PeerTunnel};
+
+    use super::*;
+
+    fn peer(node: u8, overlay: IpAddr) -> Peer {
+        Peer {
+            id: PeerId([10, 0, 0, node].into()),
+            name: None,
+            origin: Origin::File,
+            tunnels: vec![PeerTunnel {
+                index: IfIndex(3),
+                device: "tunl0".to_owned(),
+                encapsulation: Encapsulation::Ipip,
+                overlay: Some(overlay),
+                mac: None,
+            }],
+            pod_networks: format!("10.42.{node}.0/26").parse().into_iter().collect(),
+            departed_since: None,
+        }
+    }
+
+    #[test]
+    fn an_address_of_two_is_the_ones_to_whom_routes_lead() {
+        let (led, unled) = ([10, 42, 2, 0].into(), [192, 0, 2, 80].into());
+        let who = |overlay, own: &[IpAddr]| {
+            addresses_of(&[peer(1, overlay), peer(2, overlay)], own).get(&overlay).copied()
+        };
+        assert_eq!(who(led, &[]), Some(PeerId([10, 0, 0, 2].into())));
+        assert_eq!(who(unled, &[]), None);
+        assert_eq!(who(led, &[led]), None, "this node's own");
+    }
+}
