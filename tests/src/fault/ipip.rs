@@ -4,13 +4,14 @@
 use overlaywatch_core::catalog::Code;
 
 use super::expected::{
-    BOTH, DECAPSULATION, ENCAPSULATION, INBOUND, LOCAL_STACK, OUTBOUND, Subject, WHOLE_WAY, WIRE,
-    may_speak, misses, says, says_itself,
+    BOTH, DECAPSULATION, ENCAPSULATION, INBOUND, LOCAL_STACK, OUT_OR_BOTH, OUTBOUND, Subject,
+    WHOLE_WAY, WIRE, may_speak, misses, says, says_itself,
 };
 use super::firewall::{
     LOCAL_OUTPUT_DROP, REMOTE_INPUT_DROP, REMOTE_INPUT_DROP_UNCOUNTED, filtered_in, filtered_out,
 };
 use super::quiet::watch;
+use super::tunnel::UNDERLAY_MTU_LOWERED;
 use super::underlay::{block_tunnel, middle_passes};
 use super::{A, B, C, D, Fault, PLAIN, Shapes, ip};
 use crate::topology::Shape;
@@ -101,6 +102,18 @@ pub(super) const FAULTS: &[Fault] = &[
         counted: &[may_speak(B, A), may_speak(B, C)],
         unlike: &[Code::TunnelDown, Code::ModuleMissing],
         ..IN_IPIP
+    },
+    Fault {
+        name: "underlay-mtu-lowered-proto4",
+        about: "one node's NIC gets a smaller MTU than tunl0 needs, whose packets may not be cut",
+        shapes: IPIP,
+        expected: &[
+            says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
+            // B's own full-sized packets do not come as far as its NIC.
+            says(A, Code::MtuBlackhole, B, OUT_OR_BOTH, WIRE),
+            says(C, Code::MtuBlackhole, B, OUT_OR_BOTH, WIRE),
+        ],
+        ..UNDERLAY_MTU_LOWERED
     },
     Fault {
         name: "route-by-a-third-node",

@@ -126,21 +126,7 @@ pub(super) const FAULTS: &[Fault] = &[
         unlike: &[Code::FdbMissing, Code::FdbMisdirected],
         ..PLAIN
     },
-    Fault {
-        name: "underlay-mtu-lowered",
-        about: "one node's NIC gets a smaller MTU than its tunnel needs",
-        shapes: Shapes::Each,
-        inject: |cluster| ip(cluster, B, "link set eth0 mtu 1400"),
-        heal: |cluster| ip(cluster, B, "link set eth0 mtu 1500"),
-        breaks: &[full_pods(A, B), full_pods(C, B)],
-        spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
-        expected: &[
-            says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
-            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
-            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
-        ],
-        ..PLAIN
-    },
+    UNDERLAY_MTU_LOWERED,
     Fault {
         name: "vtep-local-ip-wrong",
         about: "one node's tunnel device sends from an address that the node lost",
@@ -202,6 +188,22 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
 ];
+
+/// VXLAN is cut in two on its way out; IPIP is not.
+pub(super) const UNDERLAY_MTU_LOWERED: Fault = Fault {
+    name: "underlay-mtu-lowered",
+    about: "one node's NIC gets a smaller MTU than its tunnel needs",
+    inject: |cluster| ip(cluster, B, "link set eth0 mtu 1400"),
+    heal: |cluster| ip(cluster, B, "link set eth0 mtu 1500"),
+    breaks: &[full_pods(A, B), full_pods(C, B)],
+    spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
+    expected: &[
+        says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
+        says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+        says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+    ],
+    ..PLAIN
+};
 
 /// Each pair of which B is one end disagrees.
 const fn mismatch(code: Code) -> [Expected; 4] {
