@@ -58,7 +58,7 @@ fn learn(cluster: &Cluster) -> Result<()> {
 /// A full mesh as Calico has it (confd, bird.cfg): each node tells of its block,
 /// and of a peer's block the way is the peer through tunl0. Calico's own bird has a
 /// word for that (`krt_tunnel`); Debian's finds the device by a table that has the
-/// nodes behind it. Started as after a crash (`-R`), it leaves the routes that are
+/// nodes behind it, and `metric 0` is what routes of Calico have. Started as after a crash (`-R`), it leaves the routes that are
 /// there until it has heard all others.
 fn configuration(cluster: &Cluster, node: &Node) -> Result<String> {
     let (own, block) = (node.underlay(), cluster.shape.pod_network(node));
@@ -67,7 +67,7 @@ fn configuration(cluster: &Cluster, node: &Node) -> Result<String> {
          graceful restart wait 20;\n\
          ipv4 table tunnels;\n\
          protocol device {{}}\n\
-         protocol kernel {{ persist; scan time 2; ipv4 {{ export all; }}; }}\n\
+         protocol kernel {{ persist; metric 0; scan time 2; ipv4 {{ export all; }}; }}\n\
          protocol static own {{ ipv4; route {block} blackhole; }}\n\
          template bgp mesh {{\n\
            local {own} as 64512;\n\
