@@ -58,8 +58,8 @@ fn learn(cluster: &Cluster) -> Result<()> {
 /// A full mesh as Calico has it (confd, bird.cfg): each node tells of its block,
 /// and of a peer's block the way is the peer through tunl0. Calico's own bird has a
 /// word for that (`krt_tunnel`); Debian's finds the device by a table that has the
-/// nodes behind it, and `metric 0` is what routes of Calico have. Started as after a crash (`-R`), it leaves the routes that are
-/// there until it has heard all others.
+/// nodes behind it, and gives routes a metric unless told. Started as after a crash
+/// (`-R`), it leaves the routes that are there until it has heard all others.
 fn configuration(cluster: &Cluster, node: &Node) -> Result<String> {
     let (own, block) = (node.underlay(), cluster.shape.pod_network(node));
     let mut text = format!(
