@@ -11,14 +11,12 @@ use crate::model::{IfIndex, Link, Peer, PeerTunnel, Route, RouteKind, RouteTable
 /// Peers that one finding names.
 const MOST_NAMED: usize = 4;
 
-/// A peer's tunnel device and its address, as that peer says.
-struct Told<'a> {
+/// A tunnel that leads to a peer's address.
+struct Claim<'a> {
     address: IpAddr,
     tunnel: &'a Tunnel,
     peer: &'a Peer,
     leads: &'a PeerTunnel,
-    /// Of the peer's agent: one node may be known by two addresses.
-    epoch: u64,
 }
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
@@ -26,36 +24,53 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     else {
         return verdicts.blind(&[Code::TunnelAddressDuplicate]);
     };
-    let mut told: Vec<Told<'_>> = context
+    let mut claims: Vec<Claim<'_>> = context
         .tunnelled_peers()
-        // What a node said that has left meanwhile may be another one's now.
-        .filter(|(peer, _, _)| !peer.has_departed() && context.is_alive(peer))
+        .filter(|(peer, _, _)| !peer.has_departed())
         .filter_map(|(peer, leads, tunnel)| {
-            let address = context.counterpart(peer, tunnel, tunnels)?.address?;
-            let (_, status) = context.pair(peer)?.status.as_ref()?;
-            let is_this_node = status.node.is_some() && status.node == context.now.node.name;
-            let epoch = status.epoch;
-            (!is_this_node).then_some(Told { address, tunnel, peer, leads, epoch })
+            Some(Claim { address: leads.overlay?, tunnel, peer, leads })
         })
         .collect();
-    told.sort_unstable_by_key(|told| (told.tunnel.index, told.address, told.peer.id));
-    let is_one = |one: &Told<'_>, other: &Told<'_>| {
+    claims.sort_unstable_by_key(|claim| (claim.tunnel.index, claim.address, claim.peer.id));
+    let is_one = |one: &Claim<'_>, other: &Claim<'_>| {
         (one.tunnel.index, one.address) == (other.tunnel.index, other.address)
     };
-    for group in told.chunk_by(is_one) {
-        let mut nodes: Vec<&Told<'_>> = Vec::new();
-        for told in group {
-            if !nodes.iter().any(|known| known.epoch == told.epoch) {
-                nodes.push(told);
-            }
-        }
-        let Some(first) = nodes.first() else { continue };
+    for group in claims.chunk_by(is_one) {
+        let Some(first) = group.first() else { continue };
         let is_own = first.tunnel.address == Some(first.address);
-        if is_own || nodes.len() > 1 {
+        if !is_own && group.len() < 2 {
+            continue;
+        }
+        let nodes = nodes(context, group, tunnels);
+        if nodes.len() + usize::from(is_own) > 1 {
             let is_led_here = is_own && is_own_network(context, routes, first.address);
             judge_group(&nodes, is_own, is_led_here, verdicts);
         }
     }
+}
+
+/// Those of a group that say so themselves, each node once: it may be known by two
+/// addresses, even this one.
+fn nodes<'g, 'a>(
+    context: &Context<'_>,
+    group: &'g [Claim<'a>],
+    tunnels: &[Tunnel],
+) -> Vec<&'g Claim<'a>> {
+    let mut epochs = Vec::new();
+    let says_so = |claim: &&Claim<'_>| {
+        let told = context.counterpart(claim.peer, claim.tunnel, tunnels);
+        let status = context.pair(claim.peer).and_then(|pair| pair.status.as_ref());
+        let Some((_, status)) = status else { return false };
+        let is_this_node = status.node.is_some() && status.node == context.now.node.name;
+        // What a node said that has left meanwhile may be another one's now.
+        let is_told = told.is_some_and(|told| told.address == Some(claim.address))
+            && context.is_alive(claim.peer)
+            && !is_this_node
+            && !epochs.contains(&status.epoch);
+        epochs.extend(is_told.then_some(status.epoch));
+        is_told
+    };
+    group.iter().filter(says_so).collect()
 }
 
 /// Whether an address is of this node's own pods' network.
@@ -79,18 +94,19 @@ fn is_own_network(context: &Context<'_>, routes: &RouteTable, address: IpAddr) -
 /// Peers that have one address, which this node may have, too. Nothing is said of
 /// an address that is of no pods' network: all nodes may share it on purpose, as
 /// that of a service (LVS's tunnelling).
-fn judge_group(group: &[&Told<'_>], is_own: bool, is_led_here: bool, verdicts: &mut Verdicts) {
-    let closest = group.iter().filter_map(|told| Some((told.peer.prefix_of(told.address)?, told)));
-    let owner = closest.max_by_key(|(prefix, _)| *prefix).map(|(_, told)| told.peer.id);
-    let finding = |told: &Told<'_>, subject, direction, hop| Finding {
+fn judge_group(group: &[&Claim<'_>], is_own: bool, is_led_here: bool, verdicts: &mut Verdicts) {
+    let closest =
+        group.iter().filter_map(|claim| Some((claim.peer.prefix_of(claim.address)?, claim)));
+    let owner = closest.max_by_key(|(prefix, _)| *prefix).map(|(_, claim)| claim.peer.id);
+    let finding = |claim: &Claim<'_>, subject, direction, hop| Finding {
         code: Code::TunnelAddressDuplicate,
         subject,
         direction,
         hop,
         evidence: vec![Evidence::TunnelAddress {
-            address: told.address,
+            address: claim.address,
             here: is_own,
-            peers: group.iter().take(MOST_NAMED).map(|told| told.peer.id).collect(),
+            peers: group.iter().take(MOST_NAMED).map(|claim| claim.peer.id).collect(),
             owner,
         }],
         confidence: Confidence::Certain,
@@ -98,19 +114,19 @@ fn judge_group(group: &[&Told<'_>], is_own: bool, is_led_here: bool, verdicts: &
     let hop = match (is_own, owner, group.first()) {
         // This node's packets bear the address of another one: all answers go there,
         // and whoever gets them takes them for the other one's.
-        (true, Some(_), Some(told)) => {
-            let subject = Subject::Device { name: told.tunnel.name.clone() };
-            return verdicts.add(finding(told, subject, None, None));
+        (true, Some(_), Some(claim)) => {
+            let subject = Subject::Device { name: claim.tunnel.name.clone() };
+            return verdicts.add(finding(claim, subject, None, None));
         }
         // Both take what is for the other for their own, at last.
         (true, None, _) if is_led_here => Segment { from: Hop::Sent, to: Hop::Delivered },
         (false, Some(_), _) => Segment { from: Hop::LeftNic, to: Hop::Delivered },
         _ => return,
     };
-    for told in group.iter().filter(|told| Some(told.peer.id) != owner) {
-        let encapsulation = Some(told.leads.encapsulation);
-        let subject = Subject::Pair { peer: told.peer.id, encapsulation };
-        verdicts.add(finding(told, subject, Some(Direction::Both), Some(hop)));
+    for claim in group.iter().filter(|claim| Some(claim.peer.id) != owner) {
+        let encapsulation = Some(claim.leads.encapsulation);
+        let subject = Subject::Pair { peer: claim.peer.id, encapsulation };
+        verdicts.add(finding(claim, subject, Some(Direction::Both), Some(hop)));
     }
 }
 
@@ -161,6 +177,13 @@ mod tests {
         }
     }
 
+    /// A peer whose address is known from what it says.
+    fn led(node: u8, address: IpAddr) -> Peer {
+        let mut peer = peer(node);
+        peer.tunnels[0].overlay = Some(address);
+        peer
+    }
+
     /// What a peer said a second ago of its address, as the agent of this number.
     fn pair(address: IpAddr, epoch: u64) -> Arc<PairView> {
         let heard = Mono(AT.0 - SECOND);
@@ -198,7 +221,7 @@ mod tests {
             now: Now { mono: AT, ..Now::default() },
             tunnels: fact(vec![tunnel(own)]),
             routes: fact(RouteTable(BTreeMap::from([(block.key, block)]))),
-            peers: Arc::new(vec![peer(2), peer(3)]),
+            peers: Arc::new(vec![led(2, second.0), led(3, third.0)]),
             pairs: BTreeMap::from([
                 (peer(2).id, pair(second.0, second.1)),
                 (peer(3).id, pair(third.0, third.1)),
