@@ -1,7 +1,6 @@
 //! Faults as values: how to make one, how to undo it, what it really breaks,
 //! and what the agents must say of it. One file per family.
 
-mod bgp;
 mod cni;
 mod combined;
 mod conntrack;
@@ -188,7 +187,6 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         machine::FAULTS,
         netem::FAULTS,
         sessions::FAULTS,
-        bgp::FAULTS,
         ipset::FAULTS,
         quiet::FAULTS,
         combined::FAULTS,

@@ -51,7 +51,10 @@ pub(super) const FAULTS: &[Fault] = &[
             mesh(cluster)?;
             block(cluster)
         },
-        heal: |cluster| unblock(cluster),
+        heal: |cluster| {
+            let lines = "delete table bridge overlaywatch-lab-bgp\n";
+            on_switch(cluster, lines)
+        },
         spares: &[pods(A, B), pods(B, A), nodes(A, B), pods(A, C)],
         expected: &[
             says(A, Code::BgpSessionDown, B, NO_DIRECTION, NO_HOP)
@@ -114,21 +117,12 @@ pub(super) fn answers(cluster: &mut Cluster, node: usize, port: u16, status: u16
 /// Runs bird on every node until the cluster is gone, and waits until each has
 /// a session with each.
 fn mesh(cluster: &mut Cluster) -> Result<()> {
-    mesh_by(cluster, &[], configuration)
-}
-
-/// The same with further options of bird's, and another configuration.
-pub(super) fn mesh_by(
-    cluster: &mut Cluster,
-    options: &[&str],
-    configuration: fn(&Cluster, &Node) -> Result<String>,
-) -> Result<()> {
     let mut daemons = Vec::with_capacity(cluster.nodes.len());
     for node in &cluster.nodes {
         let file = cluster.directory().join(format!("{}.bird.conf", node.name));
         fs::write(&file, configuration(cluster, node)?)?;
         let mut command = node.netns.command("bird");
-        command.args(options).arg("-f").arg("-c").arg(&file).arg("-s").arg(control(cluster, node));
+        command.arg("-f").arg("-c").arg(&file).arg("-s").arg(control(cluster, node));
         daemons.push(Daemon::start(command).context("cannot run bird: install bird2")?);
     }
     for daemon in daemons {
@@ -151,21 +145,17 @@ fn control(cluster: &Cluster, node: &Node) -> PathBuf {
 
 /// Sessions that a node's bird says are established.
 fn sessions(cluster: &Cluster, node: &Node) -> Result<usize> {
-    let said = ask(cluster, node, &["show", "protocols"])?;
-    Ok(said.lines().filter(|line| line.contains("Established")).count())
-}
-
-/// What a node's bird answers; nothing while it is not there yet.
-pub(super) fn ask(cluster: &Cluster, node: &Node, question: &[&str]) -> Result<String> {
     let output = node
         .netns
         .command("birdc")
         .arg("-s")
         .arg(control(cluster, node))
-        .args(question)
+        .args(["show", "protocols"])
         .output()
         .context("cannot run birdc: install bird2")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    // A bird that is not there yet has none.
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.lines().filter(|line| line.contains("Established")).count())
 }
 
 /// One autonomous system as Calico's full mesh is, with sessions that notice
@@ -193,7 +183,7 @@ fn configuration(cluster: &Cluster, node: &Node) -> Result<String> {
 }
 
 /// Drops BGP between the first two nodes, in the middle.
-pub(super) fn block(cluster: &Cluster) -> Result<()> {
+fn block(cluster: &Cluster) -> Result<()> {
     let (a, b) = addresses(cluster, A, B)?;
     let rule =
         |port: &str| format!("ip saddr {{ {a}, {b} }} ip daddr {{ {a}, {b} }} tcp {port} 179 drop");
@@ -211,11 +201,6 @@ pub(super) fn block(cluster: &Cluster) -> Result<()> {
             rule("sport")
         ),
     )
-}
-
-/// Undoes [`block`].
-pub(super) fn unblock(cluster: &Cluster) -> Result<()> {
-    on_switch(cluster, "delete table bridge overlaywatch-lab-bgp\n")
 }
 
 fn on_switch(cluster: &Cluster, lines: &str) -> Result<()> {
