@@ -35,8 +35,7 @@ pub(crate) struct Assembler {
     tick: u64,
     /// Sources that must have looked once before anything is published.
     awaited: BTreeSet<SourceId>,
-    /// Every peer's addresses, and the peers that they were taken from.
-    addresses: (Arc<Vec<Peer>>, Arc<HashMap<IpAddr, PeerId>>),
+    addresses: Addresses,
     own: Arc<OwnStatus>,
     hooks: Hooks,
     lookups: watch::Sender<Arc<LookupPlan>>,
@@ -98,7 +97,7 @@ impl Assembler {
             started: clock::mono(),
             tick: 0,
             awaited,
-            addresses: (Arc::default(), Arc::default()),
+            addresses: Addresses::default(),
             own: Arc::default(),
             hooks: Hooks { plan: plans.hooks, from: None },
             lookups: plans.lookups,
@@ -191,12 +190,15 @@ impl Assembler {
     }
 
     fn addresses_of(&mut self, snapshot: &Snapshot) -> Arc<HashMap<IpAddr, PeerId>> {
-        let (peers, addresses) = &mut self.addresses;
-        if !Arc::ptr_eq(peers, &snapshot.peers) {
-            *peers = Arc::clone(&snapshot.peers);
-            *addresses = Arc::new(addresses_of(peers));
+        let tunnels = snapshot.tunnels.seen().map_or(&[][..], |tunnels| tunnels.as_slice());
+        let own: Vec<IpAddr> = tunnels.iter().filter_map(|tunnel| tunnel.address).collect();
+        let known = &mut self.addresses;
+        if !Arc::ptr_eq(&known.from, &snapshot.peers) || known.own != own {
+            known.from = Arc::clone(&snapshot.peers);
+            known.of = Arc::new(addresses_of(&snapshot.peers, &own));
+            known.own = own;
         }
-        Arc::clone(addresses)
+        Arc::clone(&known.of)
     }
 
     fn own_status(&mut self, snapshot: &Snapshot) -> Arc<OwnStatus> {
@@ -221,9 +223,19 @@ fn is_one<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     }
 }
 
+/// Every peer's addresses, and what they were taken from.
+#[derive(Default)]
+struct Addresses {
+    from: Arc<Vec<Peer>>,
+    /// This node's own tunnels have these.
+    own: Vec<IpAddr>,
+    of: Arc<HashMap<IpAddr, PeerId>>,
+}
+
 /// Whose packets come from an address: underlay addresses are what peers are
-/// known by; an overlay address that two peers claim is nobody's.
-fn addresses_of(peers: &[Peer]) -> HashMap<IpAddr, PeerId> {
+/// known by; an overlay address that two peers claim is that one's to whom routes
+/// lead it, else nobody's, and this node's `own` are no peer's.
+fn addresses_of(peers: &[Peer], own: &[IpAddr]) -> HashMap<IpAddr, PeerId> {
     let mut addresses = HashMap::new();
     let mut contested = BTreeSet::new();
     for peer in peers {
@@ -235,7 +247,49 @@ fn addresses_of(peers: &[Peer]) -> HashMap<IpAddr, PeerId> {
             }
         }
     }
-    addresses.retain(|address, _| !contested.contains(address));
+    for address in contested {
+        let led = peers.iter().filter_map(|peer| Some((peer.prefix_of(address)?, peer.id)));
+        match led.max_by_key(|(prefix, _)| *prefix) {
+            Some((_, owner)) => addresses.insert(address, owner),
+            None => addresses.remove(&address),
+        };
+    }
+    addresses.retain(|address, _| !own.contains(address));
     addresses.extend(peers.iter().map(|peer| (peer.id.0, peer.id)));
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use overlaywatch_core::model::{Encapsulation, IfIndex, Origin, PeerTunnel};
+
+    use super::*;
+
+    fn peer(node: u8, overlay: IpAddr) -> Peer {
+        Peer {
+            id: PeerId([10, 0, 0, node].into()),
+            name: None,
+            origin: Origin::File,
+            tunnels: vec![PeerTunnel {
+                index: IfIndex(3),
+                device: "tunl0".to_owned(),
+                encapsulation: Encapsulation::Ipip,
+                overlay: Some(overlay),
+                mac: None,
+            }],
+            pod_networks: format!("10.42.{node}.0/26").parse().into_iter().collect(),
+            departed_since: None,
+        }
+    }
+
+    #[test]
+    fn an_address_of_two_is_the_ones_to_whom_routes_lead() {
+        let (led, unled) = ([10, 42, 2, 0].into(), [192, 0, 2, 80].into());
+        let who = |overlay, own: &[IpAddr]| {
+            addresses_of(&[peer(1, overlay), peer(2, overlay)], own).get(&overlay).copied()
+        };
+        assert_eq!(who(led, &[]), Some(PeerId([10, 0, 0, 2].into())));
+        assert_eq!(who(unled, &[]), None);
+        assert_eq!(who(led, &[led]), None, "this node's own");
+    }
 }

@@ -5,6 +5,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::netns::Netns;
+use crate::topology::Shape;
 
 /// The NIC of every node.
 const DEVICE: &str = "eth0";
@@ -39,14 +40,30 @@ impl Way {
 /// Without CAP_NET_ADMIN in the namespace, or on a kernel without clsact.
 pub fn drop_udp(netns: &Netns, way: Way, port: u16) -> Result<()> {
     prepare(netns)?;
+    drop_by(netns, way, &udp_to(port))
+}
+
+fn drop_by(netns: &Netns, way: Way, program: &str) -> Result<()> {
     netns.tc(&format!(
-        "filter add dev {DEVICE} {} pref {PREFERENCE} bpf bytecode \"{}\" direct-action\n",
+        "filter add dev {DEVICE} {} pref {PREFERENCE} bpf bytecode \"{program}\" direct-action\n",
         way.name(),
-        udp_to(port)
     ))
 }
 
-/// Lets pass again what [`drop_udp`] dropped. The clsact stays: somebody else's
+/// Drops what goes through the tunnels of a shape on the node's NIC until [`pass`]
+/// is called.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN in the namespace, or on a kernel without clsact.
+pub fn drop_tunnelled(netns: &Netns, way: Way, shape: Shape) -> Result<()> {
+    if shape.is_vxlan() {
+        return drop_udp(netns, way, shape.port());
+    }
+    prepare(netns)?;
+    drop_by(netns, way, &ipip())
+}
+
+/// Lets pass again what [`drop_udp`] or [`drop_tunnelled`] dropped. The clsact stays: somebody else's
 /// filters may be on it by now.
 ///
 /// # Errors
@@ -90,7 +107,28 @@ fn udp_to(port: u16) -> String {
         (0x06, 0, 0, SHOT),
         (0x06, 0, 0, NEXT),
     ];
-    let text = instructions.map(|(code, yes, no, value)| format!("{code} {yes} {no} {value}"));
+    bytecode(&instructions)
+}
+
+/// The same for IPv4 packets in IPv4 packets (RFC 2003).
+fn ipip() -> String {
+    bytecode(&[
+        // EtherType; IPv4, else the end.
+        (0x28, 0, 0, 12),
+        (0x15, 0, 3, 0x0800),
+        // Protocol; IPIP, else the end.
+        (0x30, 0, 0, 23),
+        (0x15, 0, 1, 4),
+        (0x06, 0, 0, SHOT),
+        (0x06, 0, 0, NEXT),
+    ])
+}
+
+fn bytecode(instructions: &[(u16, u8, u8, u32)]) -> String {
+    let text: Vec<String> = instructions
+        .iter()
+        .map(|(code, yes, no, value)| format!("{code} {yes} {no} {value}"))
+        .collect();
     format!("{},{}", text.len(), text.join(","))
 }
 
@@ -105,5 +143,6 @@ mod tests {
             "9,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 4 17,177 0 0 14,72 0 0 16,21 0 1 8472,\
              6 0 0 2,6 0 0 4294967295"
         );
+        assert_eq!(ipip(), "6,40 0 0 12,21 0 3 2048,48 0 0 23,21 0 1 4,6 0 0 2,6 0 0 4294967295");
     }
 }

@@ -7,7 +7,7 @@ use super::expected::{
 };
 use super::firewall::{filtered_in, filtered_out};
 use super::underlay::{block_tunnel, middle_passes};
-use super::{A, B, C, D, Fault, PLAIN, addresses};
+use super::{A, B, C, D, Fault, PLAIN, Shapes, addresses};
 use crate::filter::{self, Drops, Place};
 use crate::traffic::{nodes, pods};
 
@@ -60,13 +60,13 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "output-drop-and-input-drop",
-        about: "one node drops VXLAN to a peer in its output; a third drops the same node's VXLAN \
-                in its input",
+        about: "one node drops the encapsulation to a peer in its output; a third drops it from \
+                the same node in its input",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
-            let port = Some(cluster.shape.port());
-            let to_b = Drops { to: Some(b), udp_to: port, ..Drops::default() };
-            let from_a = Drops { from: Some(a), udp_to: port, ..Drops::default() };
+            let to_b = Drops { to: Some(b), ..Drops::tunnelled(cluster.shape) };
+            let from_a = Drops { from: Some(a), ..Drops::tunnelled(cluster.shape) };
             filter::drop(&cluster.node(A)?.netns, Place::Output, &[to_b])?;
             filter::drop(&cluster.node(C)?.netns, Place::Input, &[from_a])
         },

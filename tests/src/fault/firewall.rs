@@ -11,71 +11,25 @@ use super::expected::{
     DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject,
     WHOLE_WAY, counts, may_speak, misses, says, says_itself,
 };
-use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN, addresses};
+use super::{A, B, C, Fault, HARD, LIVE, Limits, PLAIN, Shapes, addresses};
 use crate::classifier::{self, Way};
 use crate::filter::{self, Drops, Place};
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
 pub(super) const FAULTS: &[Fault] = &[
-    Fault {
-        name: "remote-input-drop",
-        about: "a node's firewall drops VXLAN in its input",
-        inject: |cluster| drop_all(cluster, B, Place::Input),
-        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
-        breaks: &[pods(A, B), pods(C, B)],
-        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
-        expected: &[
-            says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
-            says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
-            filtered_in(B).telling(&["hook input", "udp dport", "NETFILTER_DROP"]),
-        ],
-        counted: &[counts(B, A, INBOUND, DECAPSULATION), counts(B, C, INBOUND, DECAPSULATION)],
-        unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
-        ..PLAIN
-    },
-    Fault {
-        name: "local-output-drop",
-        about: "a node's firewall drops VXLAN in its output",
-        inject: |cluster| drop_all(cluster, A, Place::Output),
-        heal: |cluster| filter::pass(&cluster.node(A)?.netns, Place::Output),
-        breaks: &[pods(A, B), pods(A, C)],
-        spares: &[pods(B, A), nodes(A, B), pods(B, C)],
-        expected: &[
-            filtered_out(A).telling(&["hook output", "udp dport", "handle", "NETFILTER_DROP"]),
-            misses(B, A, ENCAPSULATION),
-            misses(C, A, ENCAPSULATION),
-        ],
-        counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
-        ..PLAIN
-    },
-    Fault {
-        name: "remote-input-drop-uncounted",
-        about: "a node's firewall drops VXLAN in its input, and no agent has eBPF: the rule's own \
-                counter tells",
-        ebpf: false,
-        inject: |cluster| drop_all(cluster, B, Place::Input),
-        heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
-        breaks: &[pods(A, B), pods(C, B)],
-        spares: &[pods(B, A), nodes(A, B), pods(A, C)],
-        expected: &[
-            says(A, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
-            says(C, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
-            filtered_in(B).telling(&["hook input", "udp dport", "its counter grew by"]),
-        ],
-        counted: &[counts(B, A, INBOUND, WHOLE_WAY), counts(B, C, INBOUND, WHOLE_WAY)],
-        unlike: &[Code::UnexplainedLoss, Code::LocalOutputDrop],
-        ..PLAIN
-    },
+    REMOTE_INPUT_DROP,
+    LOCAL_OUTPUT_DROP,
+    REMOTE_INPUT_DROP_UNCOUNTED,
     Fault {
         name: "lost-before-a-firewall-uncounted",
-        about: "the path loses VXLAN before a rule that would drop it, and no agent has eBPF: the \
-                rule's counter stands still",
+        about: "the path loses the encapsulation before a rule that would drop it, and no agent has \
+                eBPF: the rule's counter stands still",
+        shapes: Shapes::Each,
         ebpf: false,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
-            let udp_to = Some(cluster.shape.port());
-            let of_a = Drops { from: Some(a), udp_to, ..Drops::default() };
+            let of_a = Drops { from: Some(a), ..Drops::tunnelled(cluster.shape) };
             let lost = Drops { to: Some(b), ..of_a.clone() };
             filter::drop(&cluster.switch, Place::Middle, &[lost])?;
             filter::drop(&cluster.node(B)?.netns, Place::Input, &[of_a])
@@ -95,9 +49,10 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "tc-egress-drop",
-        about: "somebody else's classifier on one node's NIC drops VXLAN on its way out",
+        about: "somebody else's classifier on one node's NIC drops the encapsulation on its way out",
+        shapes: Shapes::Each,
         inject: |cluster| {
-            classifier::drop_udp(&cluster.node(A)?.netns, Way::Egress, cluster.shape.port())
+            classifier::drop_tunnelled(&cluster.node(A)?.netns, Way::Egress, cluster.shape)
         },
         heal: |cluster| classifier::pass(&cluster.node(A)?.netns, Way::Egress),
         breaks: &[pods(A, B), pods(A, C)],
@@ -116,9 +71,10 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "tc-ingress-drop",
-        about: "somebody else's classifier on one node's NIC drops VXLAN on its way in",
+        about: "somebody else's classifier on one node's NIC drops the encapsulation on its way in",
+        shapes: Shapes::Each,
         inject: |cluster| {
-            classifier::drop_udp(&cluster.node(B)?.netns, Way::Ingress, cluster.shape.port())
+            classifier::drop_tunnelled(&cluster.node(B)?.netns, Way::Ingress, cluster.shape)
         },
         heal: |cluster| classifier::pass(&cluster.node(B)?.netns, Way::Ingress),
         breaks: &[pods(A, B), pods(C, B)],
@@ -135,6 +91,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-queue-drop",
         about: "a rate limit on one node's tunnel device lets no packet through",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let device = cluster.shape.device();
             let limit = format!("qdisc add dev {device} root tbf rate 1mbit burst 1600 limit 20\n");
@@ -165,6 +122,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tc-beside",
         about: "somebody else's classifier and a rate limit on one node's NIC drop nothing of ours",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let netns = &cluster.node(A)?.netns;
             // Nobody sends to the discard service (RFC 863).
@@ -183,6 +141,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "forward-policy-drop-nft",
         about: "one node's nftables forward nothing by policy, as Docker sets it",
+        shapes: Shapes::Each,
         inject: |cluster| filter::forward_nothing(&cluster.node(B)?.netns),
         heal: |cluster| filter::forward_again(&cluster.node(B)?.netns),
         expected: &[says_itself(
@@ -198,11 +157,67 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "forward-policy-drop-legacy",
         about: "one node's legacy iptables forward nothing by policy",
+        shapes: Shapes::Each,
         inject: |cluster| legacy_policy(cluster, "DROP"),
         heal: |cluster| legacy_policy(cluster, "ACCEPT"),
         ..FORWARD_POLICY
     },
 ];
+
+/// In VXLAN; IPIP has another word for what is dropped.
+pub(super) const REMOTE_INPUT_DROP: Fault = Fault {
+    name: "remote-input-drop",
+    about: "a node's firewall drops VXLAN in its input",
+    inject: |cluster| drop_all(cluster, B, Place::Input),
+    heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+    breaks: &[pods(A, B), pods(C, B)],
+    spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+    expected: &[
+        says(A, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+        says(C, Code::UnexplainedLoss, B, OUTBOUND, DECAPSULATION),
+        filtered_in(B).telling(&["hook input", "udp dport", "NETFILTER_DROP"]),
+    ],
+    counted: &[counts(B, A, INBOUND, DECAPSULATION), counts(B, C, INBOUND, DECAPSULATION)],
+    unlike: &[Code::EncapsulationLost, Code::EncapsulationRefused],
+    ..PLAIN
+};
+
+/// The same on the way out.
+pub(super) const LOCAL_OUTPUT_DROP: Fault = Fault {
+    name: "local-output-drop",
+    about: "a node's firewall drops VXLAN in its output",
+    inject: |cluster| drop_all(cluster, A, Place::Output),
+    heal: |cluster| filter::pass(&cluster.node(A)?.netns, Place::Output),
+    breaks: &[pods(A, B), pods(A, C)],
+    spares: &[pods(B, A), nodes(A, B), pods(B, C)],
+    expected: &[
+        filtered_out(A).telling(&["hook output", "udp dport", "handle", "NETFILTER_DROP"]),
+        misses(B, A, ENCAPSULATION),
+        misses(C, A, ENCAPSULATION),
+    ],
+    counted: &[counts(A, B, OUTBOUND, ENCAPSULATION), counts(A, C, OUTBOUND, ENCAPSULATION)],
+    ..PLAIN
+};
+
+/// The same on the way in, without eBPF.
+pub(super) const REMOTE_INPUT_DROP_UNCOUNTED: Fault = Fault {
+    name: "remote-input-drop-uncounted",
+    about: "a node's firewall drops VXLAN in its input, and no agent has eBPF: the rule's own \
+            counter tells",
+    ebpf: false,
+    inject: |cluster| drop_all(cluster, B, Place::Input),
+    heal: |cluster| filter::pass(&cluster.node(B)?.netns, Place::Input),
+    breaks: &[pods(A, B), pods(C, B)],
+    spares: &[pods(B, A), nodes(A, B), pods(A, C)],
+    expected: &[
+        says(A, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
+        says(C, Code::EncapsulationLost, B, OUTBOUND, WHOLE_WAY),
+        filtered_in(B).telling(&["hook input", "udp dport", "its counter grew by"]),
+    ],
+    counted: &[counts(B, A, INBOUND, WHOLE_WAY), counts(B, C, INBOUND, WHOLE_WAY)],
+    unlike: &[Code::UnexplainedLoss, Code::LocalOutputDrop],
+    ..PLAIN
+};
 
 /// Between what was given to the tunnel device and the outer packet.
 const QUEUE: &[Segment] = &[Segment { from: Hop::Sent, to: Hop::LeftNic }];
@@ -245,7 +260,7 @@ const fn filtered(node: usize) -> Expected {
 }
 
 /// Drops all of the encapsulation at a place of a node.
-pub(super) fn drop_all(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
+fn drop_all(cluster: &Cluster, node: usize, place: Place) -> Result<()> {
     filter::drop(&cluster.node(node)?.netns, place, &[Drops::tunnelled(cluster.shape)])
 }
 

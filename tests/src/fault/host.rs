@@ -6,7 +6,7 @@ use overlaywatch_core::catalog::Code;
 use super::expected::{
     DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, says, says_itself,
 };
-use super::{A, B, C, Fault, LIVE, PLAIN, ip};
+use super::{A, B, C, Fault, LIVE, PLAIN, Shapes, ip};
 use crate::topology::Cluster;
 use crate::traffic::{nodes, pods};
 
@@ -14,6 +14,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "forwarding-off",
         about: "one node's kernel forwards no packets any more",
+        shapes: Shapes::Each,
         inject: |cluster| cluster.node(B)?.netns.set("ipv4/ip_forward", "0"),
         heal: |cluster| cluster.node(B)?.netns.set("ipv4/ip_forward", "1"),
         breaks: &[pods(A, B), pods(B, C)],
@@ -28,6 +29,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "rp-filter-strict",
         about: "one node sends a peer's pods their answers past the tunnel, and its strict \
                 reverse path filter drops what they send through it",
+        shapes: Shapes::Each,
         inject: |cluster| {
             route_past_tunnel(cluster, "add")?;
             filter_reverse_paths(cluster, "1")

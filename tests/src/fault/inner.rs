@@ -8,7 +8,7 @@ use overlaywatch_core::finding::Thing;
 use super::expected::{
     DELIVERY, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, says_itself,
 };
-use super::{A, B, C, Fault, LIVE, PLAIN};
+use super::{A, B, C, Fault, LIVE, PLAIN, Shapes};
 use crate::guest::Worker;
 use crate::topology::Cluster;
 use crate::traffic::{full_pods, nodes, pods};
@@ -17,6 +17,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "untracked-inner",
         about: "a node does not track what comes out of the tunnel, and forwards only what it tracks",
+        shapes: Shapes::Each,
         inject: |cluster| {
             untrack(cluster, B)?;
             sh(cluster, B, &of_tunnel(cluster, "ct state established,related,new accept"))?;
@@ -43,6 +44,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "untracked-and-accepted",
         about: "a node does not track what comes out of the tunnel, and forwards it",
+        shapes: Shapes::Each,
         inject: |cluster| {
             untrack(cluster, A)?;
             sh(cluster, A, &of_tunnel(cluster, "ct state untracked accept"))?;
@@ -58,6 +60,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "icmp-too-big-filtered",
         about: "the way to one node takes less than pods send, and a node's firewall keeps that \
                 from them",
+        shapes: Shapes::Each,
         inject: |cluster| {
             sh(
                 cluster,
@@ -90,6 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "icmp-too-big-told",
         about: "the way to one node takes less than pods send, which they are told, and a node \
                 answers no pings",
+        shapes: Shapes::Each,
         inject: |cluster| {
             sh(cluster, A, "iptables-nft -A OUTPUT -p icmp --icmp-type echo-reply -j DROP")?;
             narrow(cluster, "add")?;
@@ -139,11 +143,11 @@ fn of_tunnel(cluster: &Cluster, rule: &str) -> String {
 /// ip_dst_mtu_maybe_forward, include/net/ip.h).
 fn narrow(cluster: &Cluster, verb: &str) -> Result<()> {
     let (device, b) = (cluster.shape.device(), cluster.node(B)?);
-    let (pod, overlay) = (b.pod_address(), b.overlay());
+    let (pod, gateway) = (b.pod_address(), cluster.shape.gateway(b));
     super::ip(
         cluster,
         A,
-        &format!("route {verb} {pod}/32 via {overlay} dev {device} onlink mtu lock 1300"),
+        &format!("route {verb} {pod}/32 via {gateway} dev {device} onlink mtu lock 1300"),
     )
 }
 

@@ -11,7 +11,7 @@ use super::expected::{
     DECAPSULATION, DELIVERY, Expected, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, says,
     says_itself,
 };
-use super::{A, B, C, Fault, LIVE, Limits, PLAIN};
+use super::{A, B, C, Fault, LIVE, Limits, PLAIN, Shapes};
 use crate::container::{Age, Container, Tool};
 use crate::interrupt;
 use crate::poll;
@@ -239,6 +239,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "docker-forward-policy",
         about: "Docker starts on a node: it sets forwarding to drop and accepts its own bridge",
+        shapes: Shapes::Each,
         inject: |cluster| sh(cluster, DOCKER),
         heal: no_iptables_table,
         breaks: &[pods(A, B), pods(B, C)],
@@ -254,6 +255,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "firewalld-forwards-nothing",
         about: "firewalld starts on a node: its policies are to accept, and its last rule rejects \
                 what is forwarded",
+        shapes: Shapes::Each,
         inject: |cluster| sh(cluster, FIREWALLD),
         heal: |cluster| sh(cluster, "nft delete table inet firewalld"),
         breaks: &[pods(A, B), pods(B, C)],
@@ -272,6 +274,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "firewalld-trusts-pods",
         about: "firewalld starts on a node, with the pods' network in its trusted zone",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let zone = "ip saddr 10.0.0.0/8 goto filter_FWD_trusted\n        goto";
             sh(cluster, &FIREWALLD.replace("goto", zone))
@@ -282,6 +285,7 @@ pub(super) const FAULTS: &[Fault] = &[
         ..HARMLESS
     },
     Fault {
+        // Where IPIP is tracked, what comes is the answer to what went.
         name: "host-firewall",
         about: "a host firewall lets in what it knows, and the tunnel is not among it",
         inject: |cluster| sh(cluster, HOST_FIREWALL),
@@ -300,6 +304,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "firewalls-of-a-healthy-node",
         about: "tables of iptables, Docker, Calico and an administrator that harm nobody",
+        shapes: Shapes::Each,
         inject: |cluster| {
             // As a CNI does for its pods; before Docker, so that nothing is lost.
             sh_on(cluster, A, "iptables-nft -A FORWARD -s 10.0.0.0/8 -d 10.0.0.0/8 -j ACCEPT")?;

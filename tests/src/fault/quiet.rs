@@ -9,7 +9,7 @@ use overlaywatch_core::catalog::Code;
 
 use super::expected::{NO_DIRECTION, NO_HOP, says};
 use super::underlay::{middle_passes, set_port};
-use super::{A, B, C, Fault, HARD, Limits, PLAIN, addresses};
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, Shapes, addresses};
 use crate::agent::PORT;
 use crate::filter::{self, Drops, Place};
 use crate::guest::Worker;
@@ -22,6 +22,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "healthy",
         about: "nothing happens for two minutes",
+        shapes: Shapes::Each,
         spares: &[pods(A, B), pods(B, C), pods(C, A), nodes(A, B)],
         unlike: &[Code::ForwardingOff, Code::VtepLocalAddressWrong, Code::MtuBlackhole],
         limits: watch(120),
@@ -30,6 +31,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "node-removed",
         about: "one node leaves for good: agent, list and tables at once",
+        shapes: Shapes::Each,
         inject: |cluster| {
             cluster.stop_agent(C)?;
             cluster.list_peers(Some(C))?;
@@ -50,6 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "node-removed-unlisted",
         about: "one node is deleted, and the others know of peers by the kernel alone",
+        shapes: Shapes::Each,
         listed: false,
         inject: |cluster| {
             // While the others still had entries for it, it would be missed.
@@ -76,6 +79,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "agent-killed",
         about: "one node's agent is killed, its network is fine",
+        shapes: Shapes::Each,
         inject: |cluster| cluster.kill_agent(B),
         heal: |cluster| cluster.start_agent(B),
         spares: &[pods(A, B), pods(B, A), nodes(A, B)],
@@ -91,6 +95,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "prober-starved",
         about: "one node's agent gets the CPU for a fifth of the time, and once for 3 s not at all",
+        shapes: Shapes::Each,
         inject: starve,
         spares: &[pods(A, B), pods(B, A)],
         unlike: &[Code::EncapsulationLost, Code::OverlayLoss],
@@ -100,6 +105,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "probe-port-filtered",
         about: "a firewall between two nodes drops the probes' own port, nothing else",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
             let drops = [(a, b), (b, a)].map(|(from, to)| {
@@ -124,6 +130,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "udp-to-closed-port",
         about: "a node sends to ports of another that nobody has open, in the tunnel and beside it",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let to = cluster.node(A)?;
             let to = vec![to.overlay(), to.underlay()];
@@ -144,6 +151,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "agents-restarted",
         about: "all agents are restarted, one after the other",
+        shapes: Shapes::Each,
         inject: |cluster| {
             for node in 0..cluster.nodes.len() {
                 cluster.stop_agent(node)?;
@@ -162,6 +170,7 @@ pub(super) const FAULTS: &[Fault] = &[
 const CHECKED: Fault = Fault {
     name: "check-beside-agent",
     about: "an operator runs the one-shot check beside a running agent, twice",
+    shapes: Shapes::Each,
     inject: |cluster| {
         cluster.check(A)?;
         cluster.check(A)

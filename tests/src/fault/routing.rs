@@ -1,14 +1,18 @@
 //! Faults of a node's policy routing, of what other programs do to its routes,
 //! and conditions that look like them.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use overlaywatch_core::catalog::Code;
+use overlaywatch_core::ladder::{Hop, Segment};
 
 use super::expected::{
-    DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, counts, may_speak, misses, says, says_itself,
+    BOTH, DELIVERY, INBOUND, LOCAL_STACK, OUTBOUND, Subject, WHOLE_WAY, counts, may_speak, misses,
+    says, says_itself,
 };
 use super::quiet::watch;
-use super::{A, B, C, D, Fault, LIVE, PLAIN, ip};
+use super::{A, B, C, D, Fault, HARD, LIVE, Limits, PLAIN, Shapes, ip};
 use crate::topology::{Cluster, GATEWAY, Shape};
 use crate::traffic::{Path, nodes, pods};
 
@@ -21,6 +25,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-rule-diverts",
         about: "a policy rule for unmarked packets sends a peer's pods to a table that leads past the tunnel",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route add default via {GATEWAY} dev eth0 table 100"))?;
@@ -46,6 +51,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-table-blackhole",
         about: "a policy rule for what comes from pods names a table that swallows a peer's pods",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = (cluster.node(A)?, cluster.node(B)?);
             let (own, network) = (cluster.shape.pod_network(a), cluster.shape.pod_network(b));
@@ -72,6 +78,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "leftover-route",
         about: "another plugin's tunnel and its route to half of a peer's pods are left on one node",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (device, lines) = other_tunnel(cluster)?;
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
@@ -93,6 +100,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-address-missing",
         about: "one node's tunnel device lost its address",
+        shapes: Shapes::Each,
         incident: Some(2),
         inject: |cluster| {
             let (overlay, device) = (cluster.node(A)?.overlay(), cluster.shape.device());
@@ -119,8 +127,53 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
     Fault {
+        name: "tunnel-address-of-another",
+        about: "one node's tunnel device has the address of another's",
+        shapes: Shapes::Each,
+        inject: |cluster| {
+            let (a, b) = (cluster.node(A)?.overlay(), cluster.node(B)?.overlay());
+            let device = cluster.shape.device();
+            // Without any address the device would lose its routes as well.
+            ip(cluster, B, &format!("addr add {a}/32 dev {device}\naddr del {b}/32 dev {device}"))
+        },
+        heal: |cluster| {
+            let (a, b) = (cluster.node(A)?.overlay(), cluster.node(B)?.overlay());
+            let device = cluster.shape.device();
+            ip(cluster, B, &format!("addr add {b}/32 dev {device}\naddr del {a}/32 dev {device}"))
+        },
+        spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
+        expected: &[
+            says_itself(B, Code::TunnelAddressDuplicate, Subject::Tunnel).telling(&[
+                "10.42.1.0 is the tunnel address of this node and 10.0.0.11",
+                "routes lead it to 10.0.0.11",
+            ]),
+            says(A, Code::TunnelAddressDuplicate, B, BOTH, WHOLE_WAY)
+                .telling(&["of this node and 10.0.0.12"]),
+            says(C, Code::TunnelAddressDuplicate, B, BOTH, PAST_THE_WIRE)
+                .telling(&["of 10.0.0.11 and 10.0.0.12"]),
+        ],
+        // Who answers whom is what nobody can tell any more.
+        counted: &[may_speak(A, B), may_speak(B, A), may_speak(B, C), may_speak(C, B)],
+        unlike: &[Code::RouteMissing, Code::HostSourceWithoutTunnelAddress],
+        // What a node says may be of one that has just left.
+        limits: Limits { detect: Duration::from_secs(20), ..HARD },
+        ..PLAIN
+    },
+    Fault {
+        name: "tunnel-address-of-a-service",
+        about: "all nodes' tunnel devices have the address of a service beside their own",
+        shapes: Shapes::Each,
+        inject: |cluster| of_service(cluster, "add"),
+        heal: |cluster| of_service(cluster, "del"),
+        spares: &[pods(A, B), pods(B, A), pods(B, C), nodes(A, B)],
+        unlike: &[Code::TunnelAddressDuplicate],
+        limits: watch(20),
+        ..PLAIN
+    },
+    Fault {
         name: "routes-vanished",
         about: "what manages one node's links removes all routes into the tunnel",
+        shapes: Shapes::Each,
         nodes: 4,
         inject: |cluster| ip(cluster, A, &format!("route flush dev {}", cluster.shape.device())),
         heal: |cluster| cluster.program(A),
@@ -145,6 +198,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-forwarding-off",
         about: "one node's kernel forwards nothing that comes out of the tunnel device",
+        shapes: Shapes::Each,
         inject: |cluster| forward_from_tunnel(cluster, "0"),
         heal: |cluster| forward_from_tunnel(cluster, "1"),
         breaks: &[pods(A, B), pods(C, B)],
@@ -158,16 +212,17 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "policy-routing-of-others",
         about: "rules of others, a local table that is asked later, a table of the plugin's own",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (b, device) = (cluster.node(B)?, cluster.shape.device());
-            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            let (network, gateway) = (cluster.shape.pod_network(b), cluster.shape.gateway(b));
             cluster.node(A)?.netns.ip(&format!(
                 "route add blackhole default table 90\n\
                  rule add pref 90 from 192.0.2.0/24 lookup 90\n\
                  rule add pref 91 fwmark 0x4000/0x4000 lookup 90\n\
                  rule add pref 100 lookup local\n\
                  rule del pref 0\n\
-                 route add {network} via {overlay} dev {device} onlink table 200\n\
+                 route add {network} via {gateway} dev {device} onlink table 200\n\
                  rule add pref 110 to {network} lookup 200\n\
                  route add blackhole 198.51.100.0/24\n"
             ))
@@ -199,14 +254,15 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "routes-made-again",
         about: "a plugin's agent restarts: its routes go and come back, one with a source of its own",
+        shapes: Shapes::Each,
         nodes: 4,
         inject: |cluster| {
             ip(cluster, A, &format!("route flush dev {}", cluster.shape.device()))?;
             cluster.program(A)?;
             let (a, b, device) = (cluster.node(A)?, cluster.node(B)?, cluster.shape.device());
-            let (network, overlay) = (cluster.shape.pod_network(b), b.overlay());
+            let (network, gateway) = (cluster.shape.pod_network(b), cluster.shape.gateway(b));
             let source = a.overlay();
-            let route = format!("{network} via {overlay} dev {device} onlink src {source}");
+            let route = format!("{network} via {gateway} dev {device} onlink src {source}");
             ip(cluster, A, &format!("route replace {route}"))
         },
         heal: |cluster| cluster.program(A),
@@ -219,6 +275,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "rp-filter-strict-everywhere",
         about: "one node's reverse path filters are strict, and all answers go the way they came",
+        shapes: Shapes::Each,
         inject: |cluster| filter_reverse_paths(cluster, "1"),
         heal: |cluster| filter_reverse_paths(cluster, "0"),
         spares: &[pods(A, B), pods(B, A), pods(A, C), nodes(A, B)],
@@ -227,6 +284,15 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
 ];
+
+/// Behind the sender's NIC: where the answers to a node go is another one's.
+const PAST_THE_WIRE: &[Segment] = &[Segment { from: Hop::LeftNic, to: Hop::Delivered }];
+
+/// As LVS's tunnelling has it on each of its servers.
+fn of_service(cluster: &Cluster, verb: &str) -> Result<()> {
+    let line = format!("addr {verb} 192.0.2.80/32 dev {}", cluster.shape.device());
+    (0..cluster.nodes.len()).try_for_each(|node| ip(cluster, node, &line))
+}
 
 /// A tunnel device of the plugin that the cluster does not use, and what makes it.
 fn other_tunnel(cluster: &Cluster) -> Result<(&'static str, String)> {

@@ -8,7 +8,7 @@ use overlaywatch_core::ladder::Segment;
 use super::expected::{
     ENCAPSULATION, Expected, INBOUND, LOCAL_STACK, OUTBOUND, WIRE, misses, says,
 };
-use super::{A, B, C, Fault, PLAIN, ip};
+use super::{A, B, C, Fault, PLAIN, Shapes, ip};
 use crate::topology::{Cluster, GATEWAY};
 use crate::traffic::{Path, nodes, pods};
 
@@ -58,6 +58,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "route-missing-to-one-peer",
         about: "one node lost the route to a peer's pods",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let network = cluster.shape.pod_network(cluster.node(B)?);
             ip(cluster, A, &format!("route del {network}"))
@@ -72,6 +73,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "blackhole-shadows-block",
         about: "a leftover blackhole covers half of a peer's pods on one node",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
             ip(cluster, A, &format!("route add blackhole {half} proto 80"))
@@ -89,6 +91,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "route-bypasses-tunnel",
         about: "a leftover route leads half of a peer's pods past the tunnel on one node",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let half = cluster.shape.pod_network_half(cluster.node(B)?);
             ip(cluster, A, &format!("route add {half} via {GATEWAY} dev eth0"))

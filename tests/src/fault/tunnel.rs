@@ -11,7 +11,7 @@ use super::expected::{
     BOTH, DECAPSULATION, DELIVERY, ENCAPSULATION, Expected, INBOUND, OUT_OR_BOTH, OUTBOUND,
     Subject, WIRE, counts, may_speak, misses, says, says_itself,
 };
-use super::{A, B, C, Fault, HARD, Limits, PLAIN, ip};
+use super::{A, B, C, Fault, HARD, Limits, PLAIN, Shapes, ip};
 use crate::interrupt;
 use crate::ipip::IpipSender;
 use crate::topology::Cluster;
@@ -33,6 +33,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "tunnel-down-remote",
         about: "one node's tunnel device is switched off; its routes go with it",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let device = cluster.shape.device();
             ip(cluster, B, &format!("link set {device} down"))
@@ -125,20 +126,7 @@ pub(super) const FAULTS: &[Fault] = &[
         unlike: &[Code::FdbMissing, Code::FdbMisdirected],
         ..PLAIN
     },
-    Fault {
-        name: "underlay-mtu-lowered",
-        about: "one node's NIC gets a smaller MTU than its tunnel needs",
-        inject: |cluster| ip(cluster, B, "link set eth0 mtu 1400"),
-        heal: |cluster| ip(cluster, B, "link set eth0 mtu 1500"),
-        breaks: &[full_pods(A, B), full_pods(C, B)],
-        spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
-        expected: &[
-            says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
-            says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
-            says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
-        ],
-        ..PLAIN
-    },
+    UNDERLAY_MTU_LOWERED,
     Fault {
         name: "vtep-local-ip-wrong",
         about: "one node's tunnel device sends from an address that the node lost",
@@ -200,6 +188,22 @@ pub(super) const FAULTS: &[Fault] = &[
         ..PLAIN
     },
 ];
+
+/// VXLAN is cut in two on its way out; IPIP is not.
+pub(super) const UNDERLAY_MTU_LOWERED: Fault = Fault {
+    name: "underlay-mtu-lowered",
+    about: "one node's NIC gets a smaller MTU than its tunnel needs",
+    inject: |cluster| ip(cluster, B, "link set eth0 mtu 1400"),
+    heal: |cluster| ip(cluster, B, "link set eth0 mtu 1500"),
+    breaks: &[full_pods(A, B), full_pods(C, B)],
+    spares: &[pods(A, B), pods(B, A), full_pods(A, C)],
+    expected: &[
+        says_itself(B, Code::TunnelMtuTooLarge, Subject::Tunnel),
+        says(A, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+        says(C, Code::MtuBlackhole, B, OUTBOUND, WIRE),
+    ],
+    ..PLAIN
+};
 
 /// Each pair of which B is one end disagrees.
 const fn mismatch(code: Code) -> [Expected; 4] {

@@ -10,7 +10,7 @@ use super::expected::{
     BOTH, EITHER, INBOUND, OUTBOUND, SENDING, Subject, WIRE, cannot_reach, may_speak,
     may_speak_of_itself, says, says_itself,
 };
-use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, addresses, ip};
+use super::{A, B, C, Fault, GRAY, HARD, Limits, Loss, PLAIN, Shapes, addresses, ip};
 use crate::filter::{self, Drops, Place};
 use crate::interrupt;
 use crate::topology::Cluster;
@@ -52,6 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "mid-path-mtu",
         about: "the path between two nodes silently drops packets over 1450 bytes",
+        shapes: Shapes::Each,
         inject: |cluster| narrow(cluster, true),
         heal: middle_passes,
         breaks: &[full_pods(A, B), full_pods(B, A)],
@@ -66,6 +67,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "mid-path-mtu-one-way",
         about: "the path between two nodes silently drops packets over 1450 bytes, one way",
+        shapes: Shapes::Each,
         inject: |cluster| narrow(cluster, false),
         heal: middle_passes,
         breaks: &[full_pods(A, B)],
@@ -98,6 +100,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "gray-loss",
         about: "the path between two nodes loses one packet in ten, both ways",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
             let tenth = |from, to| Drops {
@@ -123,6 +126,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "gray-loss-in-tunnel",
         about: "the path between two nodes loses one packet in ten of the tunnel, one way",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let (a, b) = addresses(cluster, A, B)?;
             let tenth = Drops {
@@ -148,6 +152,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-dead",
         about: "the switch silently drops all of one node's traffic",
+        shapes: Shapes::Each,
         inject: |cluster| {
             let port = Some(cluster.node(B)?.name.clone());
             let to = Drops { out_port: port.clone(), ..Drops::default() };
@@ -169,6 +174,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-pair-dead",
         about: "the switch silently drops everything between two nodes",
+        shapes: Shapes::Each,
         inject: |cluster| block_pair(cluster),
         heal: middle_passes,
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
@@ -180,6 +186,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "underlay-route-blackhole",
         about: "a blackhole route on one node covers the address of another",
+        shapes: Shapes::Each,
         inject: |cluster| blackhole(cluster, "add"),
         heal: |cluster| blackhole(cluster, "del"),
         breaks: &[pods(A, B)],
@@ -191,6 +198,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "switch-port-down",
         about: "one node's port on the switch is shut: its NIC loses carrier",
+        shapes: Shapes::Each,
         inject: |cluster| set_port(cluster, B, "down"),
         heal: |cluster| set_port(cluster, B, "up"),
         breaks: &[pods(A, B), pods(B, A), nodes(A, B)],
@@ -206,6 +214,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "node-powered-off",
         about: "one node is gone at once: agent, kernel and link",
+        shapes: Shapes::Each,
         inject: |cluster| {
             set_port(cluster, B, "down")?;
             cluster.kill_agent(B)
@@ -222,13 +231,15 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "comes-and-goes",
-        about: "the VXLAN port between two nodes is blocked for 7 s of 14, twice, and for good",
+        about: "the encapsulation is blocked between two nodes for 7 s of 14, twice, and for good",
+        shapes: Shapes::Each,
         inject: |cluster| come_and_go(cluster, Duration::from_secs(7)),
         ..COMES_AND_GOES
     },
     Fault {
         name: "comes-and-goes-slow",
-        about: "the VXLAN port between two nodes is blocked for 20 s of 40, twice, and for good",
+        about: "the encapsulation is blocked between two nodes for 20 s of 40, twice, and for good",
+        shapes: Shapes::Each,
         inject: |cluster| come_and_go(cluster, Duration::from_secs(20)),
         ..COMES_AND_GOES
     },

@@ -266,4 +266,11 @@ impl Shape {
         }
         format!("{}/{}", node.overlay(), self.pod_prefix() + 1)
     }
+
+    /// The gateway of routes into the tunnel: its address for VXLAN, whose MAC it
+    /// stands for; for IPIP the outer destination (net/ipv4/ip_tunnel.c).
+    #[must_use]
+    pub fn gateway(self, peer: &Node) -> Ipv4Addr {
+        if self.is_vxlan() { peer.overlay() } else { peer.underlay() }
+    }
 }

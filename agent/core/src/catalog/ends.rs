@@ -1,6 +1,6 @@
 //! The two ends of a tunnel do not fit each other.
 
-use super::groups::{DEVICES, ENDS, PEER};
+use super::groups::{DEVICES, DUPLICATE, ENDS, PEER};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -44,7 +44,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 2500,
         clear_after_seconds: 5,
-        parents: &[DEVICES, &[Code::RemoteTunnelDown], PEER],
+        parents: &[DEVICES, &[Code::RemoteTunnelDown], DUPLICATE, PEER],
         meaning: "The peer's tunnel device has another MAC than this node's neighbour and forwarding entries say, so the peer drops what it decapsulates as meant for another host.",
         remedy: "Restart the CNI agent on {peer}, which publishes its MAC again; if it recurs at reboots, set MACAddressPolicy=none for the device (systemd.link(5)).",
     },
@@ -58,5 +58,16 @@ pub(super) const ENTRIES: &[Entry] = &[
         parents: &[DEVICES, ENDS, PEER],
         meaning: "The peer answers encapsulated packets with ICMP: protocol unreachable (code 2) means that its kernel has no module for IPIP, port unreachable (code 3; of ICMPv6 type 1, code 4) that no tunnel device listens for them, codes 9, 10 and 13 (of ICMPv6 1) that a firewall rejects them.",
         remedy: "On {peer}, code 2: `modprobe ipip`; code 3 (ICMPv6: 4): `ip -d link show type vxlan` or `type ipip` for a device that is missing, down or on another port, and restart the CNI agent; else: allow {encapsulation} from this node in its firewall.",
+    },
+    Entry {
+        code: Code::TunnelAddressDuplicate,
+        slug: "tunnel-address-duplicate",
+        title: "two nodes have the same tunnel address",
+        severity: Severity::Critical,
+        raise_after_ms: 6000,
+        clear_after_seconds: 10,
+        parents: &[DEVICES, PEER],
+        meaning: "The tunnel devices of two nodes have one address. Routes lead it to one of them, which so gets the answers to what the other one's own processes send to pods: kubelet, an ingress on the host network, and what a node port passes on. Pods reach each other.",
+        remedy: "`calicoctl ipam show --ip={overlay}` tells whose {overlay} is. Take the annotation projectcalico.org/IPv4IPIPTunnelAddr (VXLAN: IPv4VXLANTunnelAddr) from the other one's Node object and restart its calico-node, which gets an address of its own then. With flannel the nodes' subnets are the same: `kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR`.",
     },
 ];

@@ -12,7 +12,10 @@ pub(super) const ENDS: &[Code] = &[
     Code::VniMismatch,
     Code::VxlanPortMismatch,
     Code::StaleVtepMac,
+    Code::TunnelAddressDuplicate,
 ];
+/// The peer's overlay address is another node's, to which the tables lead.
+pub(super) const DUPLICATE: &[Code] = &[Code::TunnelAddressDuplicate];
 /// The kernel's tables do not lead to the peer.
 pub(super) const TABLES: &[Code] = &[
     Code::FdbMissing,

@@ -187,6 +187,8 @@ pub enum Code {
     UntrackedInner,
     /// A rule drops the errors that tell pods that their packets are too big.
     IcmpTooBigFiltered,
+    /// Two nodes have one tunnel address.
+    TunnelAddressDuplicate,
 }
 
 /// The one description of a code.

@@ -1,6 +1,6 @@
 //! Routes, neighbours and forwarding entries that do not lead to the peer.
 
-use super::groups::{DEVICES, PEER, ROUTING, SESSIONS};
+use super::groups::{DEVICES, DUPLICATE, PEER, ROUTING, SESSIONS};
 use super::{Code, Entry, Severity};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -11,7 +11,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, PEER],
+        parents: &[DEVICES, DUPLICATE, PEER],
         meaning: "The tunnel knows the peer's MAC but not behind which node it is, and it does not learn: packets to the peer are dropped in the tunnel device.",
         remedy: "Restart the CNI agent of this node; or, by hand, `bridge fdb append MAC dev {device} dst {address}`.",
     },
@@ -22,7 +22,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 2000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, PEER],
+        parents: &[DEVICES, DUPLICATE, PEER],
         meaning: "Packets for the peer are encapsulated to another node, which drops them as meant for another host: a stale entry, as a rule after the peer's address moved.",
         remedy: "Restart the CNI agent of this node; or, by hand, `bridge fdb replace MAC dev {device} dst {address}`.",
     },
@@ -33,7 +33,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         severity: Severity::Critical,
         raise_after_ms: 1000,
         clear_after_seconds: 5,
-        parents: &[DEVICES, PEER],
+        parents: &[DEVICES, DUPLICATE, PEER],
         meaning: "The peer's overlay address has no link-layer address on the tunnel, which does not resolve by itself.",
         remedy: "Restart the CNI agent of this node; or, by hand, `ip neigh replace OVERLAY-ADDRESS lladdr MAC dev {device} nud permanent`.",
     },

@@ -10,7 +10,7 @@ use super::{CniEvidence, Filtered, SetEvidence, program};
 use crate::kernel::{DropSite, ForeignProgram, LATELY_SECONDS};
 use crate::ladder::{Direction, Hop};
 use crate::model::{
-    Encapsulation, Mac, Module, NeighbourState, Nic, PolicyRule, RouteAnswer, RouteKind,
+    Encapsulation, Mac, Module, NeighbourState, Nic, PeerId, PolicyRule, RouteAnswer, RouteKind,
     SessionState,
 };
 use crate::probing::{SendError, Stream};
@@ -250,6 +250,18 @@ pub enum Evidence {
         /// What it speaks.
         encapsulation: Encapsulation,
     },
+    /// Nodes whose tunnel devices have one address.
+    TunnelAddress {
+        /// The address.
+        address: IpAddr,
+        /// Whether this node has it.
+        here: bool,
+        /// Other nodes that have it.
+        peers: Vec<PeerId>,
+        /// That of them which routes of this node lead to; none where they lead to
+        /// none of them.
+        owner: Option<PeerId>,
+    },
     /// Something in netfilter's tables.
     Netfilter(Filtered),
     /// A switch under /proc/sys and its value.
@@ -370,6 +382,7 @@ impl Evidence {
     pub fn placeholders(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Netfilter(filtered) => filtered.placeholders(),
+            Self::TunnelAddress { address, .. } => vec![("{overlay}", address.to_string())],
             Self::Sysctl { name, .. } => vec![("{sysctl}", name.clone())],
             Self::Route { destination: Some(net), device, .. } => {
                 let device = device.as_ref().map(|device| format!(" dev {device}"));
@@ -552,6 +565,13 @@ impl fmt::Display for Evidence {
                     Some(Module::Absent) => ", and this kernel does not have it",
                 };
                 write!(f, "the module {module} is not loaded{could}")
+            }
+            Self::TunnelAddress { address, here, peers, owner } => {
+                write!(f, "{address} is the tunnel address of ")?;
+                let here = here.then(|| "this node".to_owned());
+                let nodes = here.into_iter().chain(peers.iter().map(PeerId::to_string));
+                f.write_str(&nodes.collect::<Vec<_>>().join(" and "))?;
+                owner.map_or(Ok(()), |owner| write!(f, ", and routes lead it to {owner}"))
             }
             Self::Netfilter(filtered) => filtered.fmt(f),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),

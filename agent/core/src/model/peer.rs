@@ -87,6 +87,14 @@ impl Peer {
         self.departed_since.is_some()
     }
 
+    /// How closely this node's routes lead an address to it: the length of the
+    /// longest prefix that does. A default route leads there whatever it is.
+    #[must_use]
+    pub fn prefix_of(&self, address: IpAddr) -> Option<u8> {
+        let networks = self.pod_networks.iter().filter(|network| network.contains(&address));
+        networks.map(IpNet::prefix_len).filter(|length| *length > 0).max()
+    }
+
     /// The name if known, else the address: what people call it.
     #[must_use]
     pub fn label(&self) -> String {

@@ -5,6 +5,7 @@ mod answers;
 mod checksum;
 mod cni;
 mod conntrack;
+mod duplicate;
 mod host;
 mod ipset;
 mod kernel;
@@ -38,8 +39,9 @@ use crate::model::{
     RouteTable, Tunnel, table,
 };
 use crate::pairs::{PairView, StreamView};
+use crate::peers::counterpart;
 use crate::policy::Policy;
-use crate::probing::Stream;
+use crate::probing::{Stream, TunnelAdvert};
 use crate::snapshot::Snapshot;
 use crate::time::{Mono, SECOND};
 
@@ -142,6 +144,7 @@ pub fn run(delta: Delta<'_>, policy: &Policy, memo: &mut Memo) -> Verdicts {
         host::judge(&context, &mut verdicts);
         stack::judge(&context, &mut verdicts);
         tunnel::judge(&context, &mut verdicts);
+        duplicate::judge(&context, &mut verdicts);
         kernel::refusals(&context, &mut verdicts);
         cni::judge(&context, &mut verdicts);
         pods::judge(&context, &mut verdicts);
@@ -304,6 +307,14 @@ impl Context<'_> {
 
     fn answered_lately(&self, view: &StreamView) -> bool {
         view.last_answer.is_some_and(|at| self.at().since(at) <= FRESH_NS)
+    }
+
+    /// What the peer lately said of the tunnel device that this node's one ought to
+    /// talk to.
+    fn counterpart(&self, peer: &Peer, tunnel: &Tunnel, all: &[Tunnel]) -> Option<&TunnelAdvert> {
+        let (heard, status) = self.pair(peer)?.status.as_ref()?;
+        let is_fresh = self.at().since(*heard) <= STATUS_FRESH_NS;
+        is_fresh.then(|| counterpart(tunnel, all, &status.tunnels)).flatten()
     }
 
     /// Whether the peer's agent answered over the underlay within the last seconds.

@@ -1,11 +1,10 @@
 //! Tunnel devices: this node's own, and as they compare with the peers'.
 
-use super::{Context, STATUS_FRESH_NS, Verdicts};
+use super::{Context, Verdicts};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::ladder::{Hop, Segment};
 use crate::model::{Encapsulation, Link, Owner, Peer, PeerTunnel, Tunnel};
-use crate::peers::counterpart;
 use crate::probing::TunnelAdvert;
 
 pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
@@ -26,7 +25,7 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     }
     missing(context, tunnels, verdicts);
     for (peer, leads, tunnel) in context.tunnelled_peers() {
-        if let Some(advert) = fresh_counterpart(context, peer, tunnel, tunnels) {
+        if let Some(advert) = context.counterpart(peer, tunnel, tunnels) {
             compare(context, peer, leads, tunnel, advert, verdicts);
         }
     }
@@ -112,17 +111,6 @@ fn missing(context: &Context<'_>, tunnels: &[Tunnel], verdicts: &mut Verdicts) {
             confidence: Confidence::Certain,
         });
     }
-}
-
-fn fresh_counterpart<'a>(
-    context: &'a Context<'_>,
-    peer: &Peer,
-    tunnel: &Tunnel,
-    all: &[Tunnel],
-) -> Option<&'a TunnelAdvert> {
-    let (heard, status) = context.pair(peer)?.status.as_ref()?;
-    let is_fresh = context.at().since(*heard) <= STATUS_FRESH_NS;
-    is_fresh.then(|| counterpart(tunnel, all, &status.tunnels)).flatten()
 }
 
 fn compare(

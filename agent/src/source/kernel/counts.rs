@@ -1,6 +1,6 @@
 //! Reads the maps, and tells how much of each count is of late.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use overlaywatch_core::kernel::{
     DropForm, DropSite, IcmpError, LATELY_SECONDS, PacketDrop, Traffic,
 };
-use overlaywatch_core::model::{Encapsulation, PeerId};
+use overlaywatch_core::model::{Encapsulation, IfIndex, PeerId};
 use overlaywatch_core::probing::Stream;
 use overlaywatch_core::time::{Mono, SECOND};
 use overlaywatch_ebpf as layout;
@@ -123,8 +123,14 @@ impl Counts {
         })
     }
 
-    /// Drops, the most of late first.
-    pub(super) fn drops(&mut self, at: Mono, names: &mut Names) -> Vec<PacketDrop> {
+    /// Drops, the most of late first. Of `ipip`, the devices that encapsulate so,
+    /// come packets that look like inner ones.
+    pub(super) fn drops(
+        &mut self,
+        at: Mono,
+        names: &mut Names,
+        ipip: &BTreeSet<IfIndex>,
+    ) -> Vec<PacketDrop> {
         let counts: BTreeMap<DropKey, u64> =
             entries(self.drops.iter()).map(|(key, dropped)| (key, dropped.packets)).collect();
         let lately = self.grown_drops.take(at, counts.clone());
@@ -132,7 +138,8 @@ impl Counts {
         let mut drops: Vec<PacketDrop> = counts
             .into_iter()
             .filter_map(|(key, total)| {
-                drop_of(&key, total, lately.get(&key).copied().unwrap_or(0), names)
+                let form = form_of(&key, ipip)?;
+                Some(drop_of(&key, form, total, lately.get(&key).copied().unwrap_or(0), names))
             })
             .collect();
         drops.sort_by_key(|drop| std::cmp::Reverse((drop.lately, drop.total)));
@@ -222,13 +229,25 @@ fn add(sum: &mut layout::Traffic, more: &layout::Traffic) {
     sum.probes = sum.probes.wrapping_add(more.probes);
 }
 
-fn drop_of(key: &DropKey, total: u64, lately: u64, names: &Names) -> Option<PacketDrop> {
-    let form = match key.form {
-        layout::form::OUTER => DropForm::Outer,
-        layout::form::INNER => DropForm::Inner,
-        layout::form::BARE => DropForm::Bare,
-        _ => return None,
-    };
+/// What was dropped. An outer packet keeps the device that made it until it is
+/// routed (iptunnel_xmit, net/ipv4/ip_tunnel_core.c). VXLAN's is told by its port
+/// all the same; IPIP's is told from a packet inside of a tunnel by that device,
+/// which takes none from a pod before it is routed there (ip_output), so that what
+/// a policy for pods' own IPIP drops is not meant.
+fn form_of(key: &DropKey, ipip: &BTreeSet<IfIndex>) -> Option<DropForm> {
+    let is_made_here = key.ip_protocol == layout::encapsulation::IPIP
+        && key.direction == layout::direction::EGRESS
+        && ipip.contains(&IfIndex(key.ifindex));
+    match key.form {
+        layout::form::OUTER => Some(DropForm::Outer),
+        layout::form::INNER if is_made_here => Some(DropForm::Outer),
+        layout::form::INNER => Some(DropForm::Inner),
+        layout::form::BARE => Some(DropForm::Bare),
+        _ => None,
+    }
+}
+
+fn drop_of(key: &DropKey, form: DropForm, total: u64, lately: u64, names: &Names) -> PacketDrop {
     let site = DropSite {
         reason: names.reason(key.reason),
         function: names.function(key.location),
@@ -239,7 +258,7 @@ fn drop_of(key: &DropKey, total: u64, lately: u64, names: &Names) -> Option<Pack
         layout::REPLY => Some(true),
         _ => None,
     };
-    Some(PacketDrop {
+    PacketDrop {
         site,
         peer: (key.peer != Address::default()).then(|| PeerId(ip_of(key.peer))),
         form,
@@ -249,7 +268,7 @@ fn drop_of(key: &DropKey, total: u64, lately: u64, names: &Names) -> Option<Pack
         ip_protocol: key.ip_protocol,
         total,
         lately,
-    })
+    }
 }
 
 /// A stream as on the wire (`probe::wire`).
@@ -350,6 +369,27 @@ mod tests {
         }
         let v4 = Ipv4Addr::new(10, 0, 0, 1);
         assert_eq!(address_of(v4.into()), Address::v4(u32::from_ne_bytes(v4.octets())));
+    }
+
+    #[test]
+    fn what_ipip_made_is_an_outer_packet_on_its_own_device() {
+        let key = DropKey {
+            ifindex: 3,
+            ip_protocol: layout::encapsulation::IPIP,
+            form: layout::form::INNER,
+            direction: layout::direction::EGRESS,
+            ..DropKey::default()
+        };
+        let form = |key: DropKey| form_of(&key, &BTreeSet::from([IfIndex(3)]));
+        assert_eq!(form(key), Some(DropForm::Outer));
+        let (from_pod, inner, ingress) = (
+            DropKey { ifindex: 7, ..key },
+            DropKey { ip_protocol: 17, ..key },
+            DropKey { direction: layout::direction::INGRESS, ..key },
+        );
+        for other in [from_pod, inner, ingress] {
+            assert_eq!(form(other), Some(DropForm::Inner));
+        }
     }
 
     #[test]

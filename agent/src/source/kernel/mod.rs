@@ -337,7 +337,10 @@ impl Watcher {
     }
 
     fn read(&mut self, at: Mono, tick: u32) {
-        self.current.drops = self.counts.drops(at, &mut self.names);
+        let devices = self.settings.told().devices.iter();
+        let ipip = devices.filter(|device| device.tunnel == Some(Encapsulation::Ipip));
+        let ipip = ipip.map(|device| device.index).collect();
+        self.current.drops = self.counts.drops(at, &mut self.names, &ipip);
         self.current.icmp = self.counts.icmp(at);
         // At once where one of them drops: its name is to come with the loss.
         let is_dropped = self.current.drops.iter().any(|drop| {
