@@ -14,6 +14,7 @@ mod machine;
 mod netem;
 mod netfilter;
 mod policies;
+mod preflight;
 mod programs;
 mod quiet;
 mod routing;
@@ -205,6 +206,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         netem::FAULTS,
         sessions::FAULTS,
         ipset::FAULTS,
+        preflight::FAULTS,
         quiet::FAULTS,
         shapes::FAULTS,
         combined::FAULTS,

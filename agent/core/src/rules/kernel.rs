@@ -30,11 +30,18 @@ pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
         let pair = context.now.pairs.get(&peer);
         let small = pair.and_then(|pair| pair.streams.get(&Stream::Small(error.encapsulation)));
         let place = small.and_then(|view| view.place(Direction::Outbound));
-        // Probes of some seconds ago, through a device that is no more.
+        // Probes of some seconds ago, through a device that is no more; or packets that
+        // none of this node's tunnels sent, as those of `overlaywatch preflight` are.
         let has_device = context.now.tunnels.seen().is_some_and(|tunnels| {
             tunnels.iter().any(|tunnel| tunnel.encapsulation == error.encapsulation)
         });
-        if small.is_some() && !has_device {
+        let is_led_to = || {
+            let known = context.now.peers.iter().find(|known| known.id == peer);
+            known.is_some_and(|known| {
+                known.tunnels.iter().any(|leads| leads.encapsulation == error.encapsulation)
+            })
+        };
+        if !(if small.is_some() { has_device } else { is_led_to() }) {
             continue;
         }
         // Errors of some seconds ago, while probes vanish elsewhere or not at all.
@@ -150,9 +157,15 @@ fn places(view: &StreamView) -> impl Iterator<Item = Evidence> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::kernel::{DropForm, DropSite, PacketDrop, Traffic};
+    use crate::delta::Delta;
+    use crate::fact::Fact;
+    use crate::kernel::{DropForm, DropSite, IcmpError, PacketDrop, Traffic};
     use crate::model::{Encapsulation, IfIndex, Origin};
+    use crate::snapshot::Snapshot;
+    use crate::time::Mono;
 
     const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
 
@@ -225,5 +238,39 @@ mod tests {
     #[test]
     fn nobody_listening_is_not_the_networks_fault() {
         assert_eq!(said(&counts("NO_SOCKET", 100, 100)), None);
+    }
+
+    /// What is said when the peer's kernel refuses outer packets, and no probe tells.
+    fn refused(peer: Peer) -> Vec<Code> {
+        let error = IcmpError {
+            peer: peer.id.0,
+            from: peer.id.0,
+            encapsulation: VXLAN,
+            kind: 3,
+            code: 3,
+            mtu: None,
+            total: 5,
+            lately: 5,
+        };
+        let counts = KernelCounts { icmp: vec![error], ..KernelCounts::default() };
+        let now = Snapshot {
+            kernel: Fact::Seen { value: Arc::new(counts), at: Mono(0) },
+            peers: Arc::new(vec![peer]),
+            ..Snapshot::default()
+        };
+        let mut verdicts = Verdicts::default();
+        let delta = Delta { before: None, now: &now };
+        refusals(&Context { delta, now: &now, digest: None }, &mut verdicts);
+        verdicts.findings.iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn a_peer_that_a_tunnel_leads_to_and_that_refuses_it_is_named() {
+        assert_eq!(refused(peer()), [Code::EncapsulationRefused]);
+    }
+
+    #[test]
+    fn what_no_tunnel_of_this_node_sent_is_refused_rightly() {
+        assert_eq!(refused(Peer { tunnels: Vec::new(), ..peer() }), []);
     }
 }
