@@ -71,7 +71,8 @@ impl Nodes {
                  ip route add fd01:{n}::/64 via fd00:{n}::{n} dev {to} onlink"
             ));
             node.sh(&format!(
-                "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0
+                "sysctl -qw net.ipv6.conf.eth0.accept_dad=0
+                 sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0
                  ip addr add fd00:{n}::{n}/64 dev eth0 nodad
                  ip route add default via fd00:{n}::254"
             ));

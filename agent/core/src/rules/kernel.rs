@@ -75,7 +75,8 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(counts) = context.now.kernel.seen() else { return };
     for (peer, leads, _) in context.tunnelled_peers() {
         for outbound in [false, true] {
-            if let Some(finding) = dropped(counts, peer, leads, outbound) {
+            let is_nic = |name: &str| context.is_underlay(name);
+            if let Some(finding) = dropped(counts, peer, leads, outbound, is_nic) {
                 let known = verdicts.findings.iter().any(|known| known.key() == finding.key());
                 if !known {
                     verdicts.add(finding);
@@ -90,10 +91,11 @@ fn dropped(
     peer: &Peer,
     leads: &PeerTunnel,
     outbound: bool,
+    is_nic: impl Fn(&str) -> bool,
 ) -> Option<Finding> {
     let encapsulation = leads.encapsulation;
     let live::Dropped { worst, packets, outbound: sent, inbound: received } =
-        live::dropped(counts, peer, leads, outbound)?;
+        live::dropped(counts, peer, leads, outbound, is_nic)?;
     let (direction, hop) = if !outbound {
         (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
     } else if worst.site.device.as_ref().is_none_or(|device| *device == leads.device) {
@@ -221,7 +223,8 @@ mod tests {
     }
 
     fn said(counts: &KernelCounts) -> Option<Code> {
-        dropped(counts, &peer(), &leads(), false).map(|finding| finding.code)
+        let is_nic = |name: &str| name == "eth0";
+        dropped(counts, &peer(), &leads(), false, is_nic).map(|finding| finding.code)
     }
 
     #[test]
@@ -233,6 +236,16 @@ mod tests {
     fn a_policy_that_drops_some_of_it_is_not() {
         assert_eq!(said(&counts("NETFILTER_DROP", 80, 100)), None);
         assert_eq!(said(&counts("NETFILTER_DROP", 9, 9)), None, "a few packets tell nothing");
+    }
+
+    #[test]
+    fn what_came_in_by_the_nic_as_it_was_is_no_loss_of_the_tunnel() {
+        let mut counts = counts("IP_RPFILTER", 20, 20);
+        counts.drops[0].site.device = Some("eth0".to_owned());
+        assert_eq!(said(&counts), None);
+        // A tunnel that takes a packet out may drop it before it has its device.
+        counts.drops[0].site.function = Some("ip_tunnel_rcv".to_owned());
+        assert_eq!(said(&counts), Some(Code::UnexplainedLoss));
     }
 
     #[test]
