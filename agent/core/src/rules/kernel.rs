@@ -7,7 +7,7 @@ use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::kernel::KernelCounts;
 use crate::ladder::{Hop, Segment};
-use crate::model::{Peer, PeerId, PeerTunnel};
+use crate::model::{Encapsulation, Peer, PeerId, PeerTunnel};
 use crate::pairs::StreamView;
 use crate::probing::Stream;
 
@@ -31,15 +31,17 @@ pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
         let small = pair.and_then(|pair| pair.streams.get(&Stream::Small(error.encapsulation)));
         let place = small.and_then(|view| view.place(Direction::Outbound));
         // Probes of some seconds ago, through a device that is no more; or packets that
-        // none of this node's tunnels sent, as those of `overlaywatch preflight` are.
+        // no tunnel of this node sent there, as those of `overlaywatch preflight` are.
         let has_device = context.now.tunnels.seen().is_some_and(|tunnels| {
             tunnels.iter().any(|tunnel| tunnel.encapsulation == error.encapsulation)
         });
         let is_led_to = || {
             let known = context.now.peers.iter().find(|known| known.id == peer);
-            known.is_some_and(|known| {
-                known.tunnels.iter().any(|leads| leads.encapsulation == error.encapsulation)
-            })
+            // Anybody may send to a UDP port; of IPIP a preflight draws no error.
+            error.encapsulation == Encapsulation::Ipip
+                || known.is_some_and(|known| {
+                    known.tunnels.iter().any(|leads| leads.encapsulation == error.encapsulation)
+                })
         };
         if !(if small.is_some() { has_device } else { is_led_to() }) {
             continue;
@@ -165,7 +167,7 @@ mod tests {
     use crate::delta::Delta;
     use crate::fact::Fact;
     use crate::kernel::{DropForm, DropSite, IcmpError, PacketDrop, Traffic};
-    use crate::model::{Encapsulation, IfIndex, Origin};
+    use crate::model::{IfIndex, Origin};
     use crate::snapshot::Snapshot;
     use crate::time::Mono;
 
