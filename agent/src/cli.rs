@@ -1,7 +1,7 @@
 //! The command line: what can be asked of the binary, as typed arguments.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -51,14 +51,18 @@ pub enum Command {
                             overlaywatch check -o json | jq .summary")]
     Check(CheckArgs),
     /// Say which encapsulations pass between this node and others, before anything uses them
-    #[command(after_help = "Both ends take root (CAP_NET_RAW), and TCP port 9978 between them. \
-                            Packets of each encapsulation\n\
-                            go both ways, small and of the underlay's MTU; no device is needed.\n\n\
+    #[command(
+        after_help = "The other end is an agent that has this node as a peer, or `preflight \
+                            --serve`. Both ends take root\n\
+                            (CAP_NET_RAW), and TCP port 9978 between them. Packets of each \
+                            encapsulation go both ways, small\n\
+                            and of the underlay's MTU; no device is needed.\n\n\
                             Examples, 10.0.0.1 and 10.0.0.2 being the nodes:\n  \
-                            overlaywatch preflight --serve 10.0.0.1    on 10.0.0.2\n  \
                             overlaywatch preflight 10.0.0.2            on 10.0.0.1\n  \
+                            overlaywatch preflight --serve 10.0.0.1    on 10.0.0.2, where no agent runs\n  \
                             overlaywatch preflight 10.0.0.2 --only ipip,vxlan-4789 -o json\n  \
-                            overlaywatch preflight 10.0.0.2 --pods 10.244.1.0,10.244.2.0")]
+                            overlaywatch preflight 10.0.0.2 --pods 10.244.1.0,10.244.2.0"
+    )]
     Preflight(PreflightArgs),
     /// Ask a running agent for its verdict and its peers
     #[command(after_help = "Examples:\n  \
@@ -138,9 +142,9 @@ pub struct CheckArgs {
 /// Arguments of `preflight`.
 #[derive(Args, Clone, Debug)]
 pub struct PreflightArgs {
-    /// Underlay IPv4 addresses of the other nodes
+    /// Underlay addresses of the other nodes
     #[arg(required = true, value_name = "PEER")]
-    pub peers: Vec<Ipv4Addr>,
+    pub peers: Vec<IpAddr>,
     /// Wait for these peers to ask, and answer nobody else
     #[arg(long)]
     pub serve: bool,
@@ -152,7 +156,7 @@ pub struct PreflightArgs {
     #[arg(long, requires = "serve")]
     pub once: bool,
     /// An address of this node's pod network and one of the peer's, for plain routed packets;
-    /// the other end needs the same two the other way round
+    /// `--serve` needs the same two the other way round, an agent must know them
     #[arg(long, value_name = "OWN,PEER")]
     pub pods: Option<PodPair>,
     /// Try these only: vxlan-8472, vxlan-4789, geneve-6081, wireguard-51820, ipip, plain
@@ -171,9 +175,17 @@ pub struct PreflightArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodPair {
     /// This node's.
-    pub own: Ipv4Addr,
+    pub own: IpAddr,
     /// The peer's.
-    pub peer: Ipv4Addr,
+    pub peer: IpAddr,
+}
+
+impl PodPair {
+    /// The same as the other node sees it.
+    #[must_use]
+    pub const fn mirrored(self) -> Self {
+        Self { own: self.peer, peer: self.own }
+    }
 }
 
 impl FromStr for PodPair {
@@ -183,18 +195,20 @@ impl FromStr for PodPair {
         // A network's own address will do, so its length may stand there.
         let address = |text: &str| {
             let text = text.split_once('/').map_or(text, |(address, _)| address);
-            let address: Option<Ipv4Addr> = text.parse().ok();
+            let address: Option<IpAddr> = text.parse().ok();
             address.filter(|address| {
                 !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
             })
         };
-        let (own, peer) = text
-            .split_once(',')
-            .ok_or("two IPv4 addresses with a comma between them are wanted")?;
+        let (own, peer) =
+            text.split_once(',').ok_or("two addresses with a comma between them are wanted")?;
         let pair = address(own).zip(address(peer));
-        let (own, peer) = pair.ok_or("not the IPv4 addresses of two pod networks")?;
+        let (own, peer) = pair.ok_or("not the addresses of two pod networks")?;
         if own == peer {
             return Err("both ends have the same pod network");
+        }
+        if own.is_ipv4() != peer.is_ipv4() {
+            return Err("the two addresses are of different families");
         }
         Ok(Self { own, peer })
     }
@@ -364,14 +378,15 @@ mod tests {
         };
         line(&["10.0.0.2", "--only", "ipip,geneve-6081", "--pods", "10.1.1.0/24,10.1.2.0/24"])
             .unwrap();
-        line(&["--serve", "10.0.0.1", "10.0.0.3", "--once", "--for", "5"]).unwrap();
+        line(&["--serve", "10.0.0.1", "fd00::3", "--once", "--for", "5"]).unwrap();
         for (rest, words) in [
             (&[][..], "<PEER>"),
-            (&["node-b"], "invalid IPv4 address"),
+            (&["node-b"], "invalid IP address"),
             (&["10.0.0.2", "--only", "gre"], "no encapsulation is called `gre`"),
             (&["10.0.0.2", "--pods", "10.1.1.0"], "a comma between them"),
             (&["10.0.0.2", "--pods", "10.1.1.0,0.0.0.0"], "two pod networks"),
             (&["10.0.0.2", "--pods", "10.1.1.0,10.1.1.0"], "the same pod network"),
+            (&["10.0.0.2", "--pods", "10.1.1.0,fd00::"], "different families"),
             (&["10.0.0.2", "--once"], "--serve"),
             (&["10.0.0.2", "--port", "0"], "0 is not in"),
         ] {

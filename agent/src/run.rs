@@ -1,5 +1,7 @@
 //! The composition root: starts the parts, joins them with channels, and stops them.
 
+mod known;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use crate::published::{Publication, Published};
 use crate::serve::{self, Limits, ServeError};
 use crate::source::kernel::{self, HopReader};
 use crate::source::lookups;
-use crate::{notify, source};
+use crate::{notify, preflight, source};
 
 /// Updates that wait for the loop; senders wait when there are more.
 const UPDATES: usize = 1_024;
@@ -219,6 +221,7 @@ fn only_at_start(running: &Config, new: &Config) -> Vec<&'static str> {
         ("host", running.host_root != new.host_root),
         ("log", running.log != new.log),
         ("http", running.http != new.http),
+        ("preflight", running.preflight_port != new.preflight_port),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))
@@ -257,6 +260,9 @@ pub async fn agent(args: &NodeArgs, config: Config) -> Result<(), RunError> {
         read_peers_file(path)?;
     }
     let mut parts = Parts::start(&config, Role::Agent)?;
+    if let Some(port) = config.preflight_port {
+        preflight::attend(port, known::Known(parts.publication.clone()))?;
+    }
     let limits = Limits {
         max_connections: config.http.max_connections,
         read_timeout: config.http.read_timeout,

@@ -91,8 +91,13 @@ fn every_key_is_taken() {
         [http]
         max_connections = 3
         read_timeout_seconds = 4
+        [preflight]
+        serve = true
+        port = 9
         "#,
     );
+    assert_eq!(config.preflight_port, Some(9));
+    assert_eq!(parse("[preflight]\nserve = false").preflight_port, None);
     assert_eq!(config.node.as_ref().unwrap().as_str(), "n");
     assert_eq!(config.listen, "[::1]:1".parse().unwrap());
     assert_eq!((config.probe_port, config.probes_per_second), (7, 8));

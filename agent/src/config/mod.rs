@@ -30,6 +30,8 @@ pub use peers_file::{PeersError, parse_peers, read_peers_file};
 pub const DEFAULT_PATH: &str = "/etc/overlaywatch/overlaywatch.toml";
 /// TCP port of HTTP and UDP port of the responder.
 pub const DEFAULT_PORT: u16 = 9977;
+/// TCP port on which preflights are asked for.
+pub const DEFAULT_PREFLIGHT_PORT: u16 = 9978;
 /// Where eBPF links and maps are pinned unless the configuration says otherwise.
 pub const DEFAULT_PIN: &str = "/sys/fs/bpf/overlaywatch";
 /// No configuration is larger; a file that is was named by mistake.
@@ -71,6 +73,8 @@ pub struct Config {
     pub counted_only: bool,
     /// Limits of the HTTP server.
     pub http: HttpConfig,
+    /// The TCP port on which peers' preflights are answered; none where they are not.
+    pub preflight_port: Option<u16>,
 }
 
 /// What is logged and how.
@@ -218,6 +222,7 @@ impl Config {
                 max_connections: raw.http.max_connections.0 as usize,
                 read_timeout: Duration::from_secs(u64::from(raw.http.read_timeout_seconds.0)),
             },
+            preflight_port: raw.preflight.serve.then_some(narrow(raw.preflight.port.0)),
         })
     }
 

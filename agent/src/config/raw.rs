@@ -27,6 +27,7 @@ pub(super) struct Raw {
     pub(super) host: RawHost,
     pub(super) log: RawLog,
     pub(super) http: RawHttp,
+    pub(super) preflight: RawPreflight,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,6 +99,14 @@ pub(super) struct RawHttp {
     pub(super) read_timeout_seconds: Within<1, 300>,
 }
 
+/// Whether peers' preflights are answered.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawPreflight {
+    pub(super) serve: bool,
+    pub(super) port: Within<1, 65_535>,
+}
+
 /// A whole number between two bounds, both included.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Within<const MIN: u32, const MAX: u32>(pub(super) u32);
@@ -129,6 +138,7 @@ impl Default for Raw {
             host: RawHost::default(),
             log: RawLog::default(),
             http: RawHttp::default(),
+            preflight: RawPreflight::default(),
         }
     }
 }
@@ -178,5 +188,11 @@ impl Default for RawHost {
 impl Default for RawHttp {
     fn default() -> Self {
         Self { max_connections: Within(64), read_timeout_seconds: Within(5) }
+    }
+}
+
+impl Default for RawPreflight {
+    fn default() -> Self {
+        Self { serve: true, port: Within(u32::from(super::DEFAULT_PREFLIGHT_PORT)) }
     }
 }

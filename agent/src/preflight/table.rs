@@ -18,7 +18,7 @@ pub fn table(report: &Report, paint: Paint) -> String {
     ]];
     rows.extend(encapsulations.iter().map(|row| {
         [
-            (row.method.to_string(), Tone::Strong),
+            (row.method.title(node.is_ipv6()).to_owned(), Tone::Strong),
             cell(&row.outbound.small),
             cell(&row.outbound.full),
             cell(&row.inbound.small),
@@ -46,7 +46,7 @@ pub fn table(report: &Report, paint: Paint) -> String {
         (Outcome::Lost, "lost: left the sender, and never reached the other node's NIC"),
         (Outcome::Refused, "refused: reached the node, and its own firewall dropped it"),
         (Outcome::NotSent, "not sent: the sender's own kernel refused it"),
-        (Outcome::NotTried, "not tried: give --pods at both ends"),
+        (Outcome::NotTried, "not tried: give --pods, also to `--serve` at the other end"),
     ] {
         if has(outcome) {
             out += &paint.paint(Tone::Faint, words);

@@ -257,7 +257,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "agent::preflight",
         &["core::preflight", "core::time", "agent::cli", "agent::clock", "agent::serve"],
-        "it runs beside an agent, or without one, and knows nothing of what an agent knows",
+        "it runs in an agent, beside one, or without any: what an agent knows it must be told",
     ),
     // The composition root, which alone knows everything.
     row("agent::assemble", &[EVERYTHING], ""),

@@ -15,9 +15,15 @@ mod namespace;
 mod nodes;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nodes::{A, B, Nodes, PODS_OF_A, PODS_OF_B};
+use nodes::{A, A6, B, B6, Ended, Nodes, PODS_OF_A, PODS_OF_A6, PODS_OF_B, PODS_OF_B6};
 use overlaywatch::cli::Exit;
+use overlaywatch_core::preflight::frame::{FRAME_BYTES, Frame, Kind};
+use overlaywatch_core::preflight::{Cells, Method};
 
 /// Of each encapsulation what became of it: out small, out full, in small, in full.
 type Table = BTreeMap<String, [String; 4]>;
@@ -41,12 +47,18 @@ fn passes_but<const N: usize>(others: [(&str, [&str; 4]); N]) -> Table {
 /// What a run with pods' addresses says.
 fn judged(nodes: &Nodes) -> (Exit, Table) {
     let (served, asked) = nodes.run(&["--pods", PODS_OF_B], &["--pods", PODS_OF_A, "-o", "json"]);
+    let (exit, table) = read(asked, (A, B));
+    assert_eq!(served.unwrap().0, exit, "both ends say the same");
+    (exit, table)
+}
+
+/// What the JSON of a run between two nodes says.
+fn read(asked: Ended, (a, b): (&str, &str)) -> (Exit, Table) {
     let (exit, json) = asked.unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["passes"], exit == Exit::Fine);
-    assert_eq!(served.unwrap().0, exit, "both ends say the same");
     let pair = &json["pairs"][0];
-    assert_eq!((&pair["node"], &pair["peer"]), (&A.into(), &B.into()));
+    assert_eq!((&pair["node"], &pair["peer"]), (&a.into(), &b.into()));
     let rows = pair["encapsulations"].as_array().unwrap().iter();
     let table = rows.map(|row| {
         let of = |way: &str, size: &str| row[way][size]["outcome"].as_str().unwrap().to_owned();
@@ -153,7 +165,7 @@ fn people_get_a_table() {
     IPIP (protocol 4)    passes      passes           passes     passes
     plain pod addresses  not tried   not tried        not tried  not tried
     lost: left the sender, and never reached the other node's NIC
-    not tried: give --pods at both ends
+    not tried: give --pods, also to `--serve` at the other end
     ");
     let (exit, text) = served.unwrap();
     assert_eq!(exit, Exit::Problem);
@@ -165,7 +177,7 @@ fn strangers_get_no_answer() {
     let nodes = Nodes::new();
     let server = nodes.serve(&["--serve", "10.0.9.9", "--for", "5"]);
     let asked = nodes.ask(&[]).unwrap_err();
-    assert!(asked.contains(&format!("does it serve this node's address, {A}?")), "{asked}");
+    assert!(asked.contains(&format!("does it serve this node's address, {A}, or ")), "{asked}");
     assert_eq!(server.join().unwrap().unwrap().0, Exit::ToolFailed, "nobody was served");
 }
 
@@ -179,4 +191,106 @@ fn what_keeps_it_from_running_is_said() {
     let (_, asked) = nodes.run(&[], &["--pods", PODS_OF_A]);
     let error = asked.unwrap_err();
     assert!(error.contains("--pods 10.244.2.0,10.244.1.0"), "{error}");
+}
+
+#[test]
+fn an_agent_answers_its_peers_as_often_as_it_likes() {
+    let nodes = Nodes::new();
+    nodes.attend(A, PODS_OF_B);
+    let before = nodes.state();
+    nodes.filter("udp dport 8472 drop");
+    let asked = || read(nodes.ask(&["--pods", PODS_OF_A, "-o", "json"]), (A, B));
+    let expected = passes_but([("vxlan-8472", ["lost"; 4])]);
+    let start = Instant::now();
+    assert_eq!(asked(), (Exit::Problem, expected.clone()));
+    // The second one waits until the agent serves this node again.
+    assert_eq!(asked(), (Exit::Problem, expected));
+    assert!(start.elapsed() > Duration::from_secs(5), "it is asked as often as one likes");
+    assert_eq!(nodes.state(), before);
+}
+
+#[test]
+fn an_agent_sends_in_the_name_of_no_pods_but_those_it_knows() {
+    let nodes = Nodes::new();
+    nodes.attend(A, PODS_OF_B);
+    let error = nodes.ask(&["--pods", "192.0.2.1,198.51.100.1"]).unwrap_err();
+    assert!(error.contains("does not know these pod addresses"), "{error}");
+}
+
+#[test]
+fn an_agent_does_not_answer_strangers() {
+    let nodes = Nodes::new();
+    nodes.attend("10.0.9.9", PODS_OF_B);
+    let error = nodes.ask(&[]).unwrap_err();
+    assert!(error.contains("does its agent list that as a peer?"), "{error}");
+}
+
+/// Asks node B, waits until it accepts, and is gone, as a process is that is killed.
+fn ask_and_leave() {
+    let ask = Frame {
+        kind: Kind::Ask,
+        wanted: Method::ALL.into_iter().fold(0, |mask, method| mask | method.bit()),
+        nonce: 7,
+        pods: None,
+        mtu: 1_500,
+        cells: Cells::default(),
+    };
+    let mut stream = TcpStream::connect((B, 9978)).unwrap();
+    stream.write_all(&ask.encode()).unwrap();
+    let mut accepted = [0; FRAME_BYTES];
+    stream.read_exact(&mut accepted).unwrap();
+    assert_eq!(Frame::decode(&accepted).unwrap().kind, Kind::Accept);
+}
+
+#[test]
+fn a_run_whose_other_end_goes_away_ends_at_once() {
+    let nodes = Nodes::new();
+    nodes.attend(A, PODS_OF_B);
+    let before = nodes.state();
+    nodes.a.inside(ask_and_leave).join().unwrap();
+    let start = Instant::now();
+    while nodes.state() != before {
+        assert!(start.elapsed() < Duration::from_secs(2), "it still sends or listens");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // All of its packets would have taken half a second, and these at most one round.
+    let came = nodes.a.try_sh("cat /proc/self/net/snmp | grep Udp: | sed 1d | cut -d ' ' -f 3");
+    let came: u32 = came.trim().parse().unwrap();
+    assert!(came <= 20, "{came} packets to ports without a listener");
+}
+
+#[test]
+fn nodes_with_ipv6_alone_get_a_table_too() {
+    let nodes = Nodes::new();
+    nodes.add_ipv6();
+    nodes.attend(A6, PODS_OF_B6);
+    let before = nodes.state();
+    let asked = nodes.ask_at(B6, &["--pods", PODS_OF_A6, "-o", "json"]);
+    assert_eq!(read(asked, (A6, B6)), (Exit::Fine, all(["passes"; 4])));
+    assert_eq!(nodes.state(), before);
+    nodes.router.sh(&format!(
+        "nft 'add rule ip6 t f ip6 saddr {A6} udp dport 4789 drop
+              add rule ip6 t f ip6 saddr {B6} meta l4proto 41 drop'
+         ip link set to-b mtu 1400"
+    ));
+    let server = nodes.serve(&["--serve", A6, "--once", "--for", "60", "--port", "9979"]);
+    let asked = nodes.ask_at(B6, &["-o", "json", "--port", "9979"]);
+    assert_eq!(server.join().unwrap().unwrap().0, Exit::Problem);
+    let mut expected = all(["passes", "lost", "passes", "lost"]);
+    let cells = |cells: [&str; 4]| cells.map(str::to_owned);
+    expected.insert("vxlan-4789".to_owned(), cells(["lost", "lost", "passes", "lost"]));
+    expected.insert("ipip".to_owned(), cells(["passes", "lost", "lost", "lost"]));
+    expected.insert("plain".to_owned(), cells(["not-tried"; 4]));
+    assert_eq!(read(asked, (A6, B6)), (Exit::Problem, expected));
+    let (_, text) = nodes.ask_at(B6, &["--only", "ipip"]).unwrap();
+    assert!(text.contains("IP in IPv6 (protocol 41)  passes"), "{text}");
+}
+
+#[test]
+fn a_link_local_address_is_no_nodes() {
+    let nodes = Nodes::new();
+    let error = nodes.ask_at("fe80::1", &[]).unwrap_err();
+    assert!(error.contains("fe80::1 is no address by which another node is reached"), "{error}");
+    let error = nodes.ask(&["--pods", PODS_OF_A6]).unwrap_err();
+    assert!(error.contains("cannot be sent to a node of the other"), "{error}");
 }

@@ -1,18 +1,25 @@
-//! Two nodes, a router between them, and `preflight` at both ends.
+//! Two nodes, a router between them, and `preflight` at both ends, or what an
+//! agent has of it at one.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use overlaywatch::cli::{Command, Exit, parse_from};
-use overlaywatch::preflight;
+use overlaywatch::cli::{Command, Exit, PodPair, parse_from};
+use overlaywatch::preflight::{self, Acquaintance};
 use overlaywatch::serve::text::Paint;
 
 use crate::namespace::Namespace;
 
 pub(crate) const A: &str = "10.0.1.1";
 pub(crate) const B: &str = "10.0.2.2";
+/// The same nodes where they talk IPv6.
+pub(crate) const A6: &str = "fd00:1::1";
+pub(crate) const B6: &str = "fd00:2::2";
+pub(crate) const PODS_OF_A6: &str = "fd01:1::,fd01:2::";
+pub(crate) const PODS_OF_B6: &str = "fd01:2::,fd01:1::";
 pub(crate) const PODS_OF_A: &str = "10.244.1.0/24,10.244.2.0/24";
 pub(crate) const PODS_OF_B: &str = "10.244.2.0/24,10.244.1.0/24";
 
@@ -56,13 +63,45 @@ impl Nodes {
         self.router.sh(&format!("nft 'add rule t f {rule}'"));
     }
 
+    /// Gives both nodes and the router addresses of IPv6, beside the others.
+    pub(crate) fn add_ipv6(&self) {
+        for (n, node, to) in [(1, &self.a, "to-a"), (2, &self.b, "to-b")] {
+            self.router.sh(&format!(
+                "ip addr add fd00:{n}::254/64 dev {to} nodad
+                 ip route add fd01:{n}::/64 via fd00:{n}::{n} dev {to} onlink"
+            ));
+            node.sh(&format!(
+                "sysctl -qw net.ipv6.conf.eth0.accept_dad=0
+                 sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0
+                 ip addr add fd00:{n}::{n}/64 dev eth0 nodad
+                 ip route add default via fd00:{n}::254"
+            ));
+        }
+        self.router.sh("sysctl -qw net.ipv6.conf.all.forwarding=1
+            nft 'add table ip6 t; add chain ip6 t f { type filter hook forward priority 0; }'");
+    }
+
+    /// Lets node B answer as its agent does that has `peer` as a peer, and that
+    /// knows `pods` as its own and that peer's.
+    pub(crate) fn attend(&self, peer: &str, pods: &str) {
+        let known = Known { peer: peer.parse().unwrap(), pods: pods.parse().unwrap() };
+        self.b.inside(move || preflight::attend(PORT, known).unwrap()).join().unwrap();
+        let ready = Duration::from_secs(10);
+        let listens = format!("grep -i ':{PORT:04x} ' /proc/self/net/tcp6");
+        let start = std::time::Instant::now();
+        while self.b.try_sh(&listens).is_empty() {
+            assert!(start.elapsed() < ready, "it does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What the kernel has in both nodes that a run could leave behind. Of TCP
     /// only what is open: a closed connection's TIME_WAIT (06) is the kernel's.
     pub(crate) fn state(&self) -> [String; 2] {
         let line = "ip -o link | sed 's/state.*//'; ip addr | grep inet; ip rule
             ip route show table all; ip tunnel 2>&1; nft list ruleset
-            cd /proc/self/net; tail -n +2 raw packet udp
-            tail -n +2 tcp | awk '$4 != \"06\"'";
+            cd /proc/self/net; tail -n +2 raw raw6 packet udp udp6
+            tail -n +2 tcp tcp6 | awk '$4 != \"06\"'";
         [&self.a, &self.b].map(|node| node.try_sh(line))
     }
 
@@ -89,9 +128,33 @@ impl Nodes {
 
     /// Asks node B from node A.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Ended {
-        let arguments = owned(&[&[B], arguments].concat());
+        self.ask_at(B, arguments)
+    }
+
+    /// The same at one of its addresses.
+    pub(crate) fn ask_at(&self, address: &str, arguments: &[&str]) -> Ended {
+        let arguments = owned(&[&[address], arguments].concat());
         let (ready, _wait) = mpsc::channel();
         self.a.inside(move || run(&arguments, Out { text: Vec::new(), ready })).join().unwrap()
+    }
+}
+
+/// The port of preflights.
+const PORT: u16 = 9978;
+
+/// What an agent would know.
+struct Known {
+    peer: IpAddr,
+    pods: PodPair,
+}
+
+impl Acquaintance for Known {
+    fn is_peer(&self, address: IpAddr) -> bool {
+        address == self.peer
+    }
+
+    fn has_pods(&self, peer: IpAddr, pods: PodPair) -> bool {
+        (peer, pods) == (self.peer, self.pods)
     }
 }
 

@@ -15,6 +15,7 @@ mod machine;
 mod netem;
 mod netfilter;
 mod policies;
+mod preflight;
 mod programs;
 mod quiet;
 mod reboot;
@@ -209,6 +210,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         reboot::FAULTS,
         sessions::FAULTS,
         ipset::FAULTS,
+        preflight::FAULTS,
         quiet::FAULTS,
         shapes::FAULTS,
         combined::FAULTS,

@@ -296,7 +296,7 @@ pub(super) fn block_pair(cluster: &Cluster) -> Result<()> {
 }
 
 /// Drops long packets from A to B, and back.
-fn narrow(cluster: &Cluster, both_ways: bool) -> Result<()> {
+pub(super) fn narrow(cluster: &Cluster, both_ways: bool) -> Result<()> {
     let (a, b) = addresses(cluster, A, B)?;
     let long = |from, to| Drops {
         from: Some(from),

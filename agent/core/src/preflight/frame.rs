@@ -1,45 +1,80 @@
 //! What the two ends tell each other, over TCP: frames of one length, so that
-//! no answer is longer than its question.
+//! no frame is answered by a longer one.
 //!
-//! Integers are in network byte order.
+//! Integers are in network byte order, addresses of IPv4 are mapped into IPv6
+//! (RFC 4291, 2.5.5.2).
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, `OWPF` |
-//! | 4 | 1 | version, 1 |
-//! | 5 | 1 | kind: 1 ask, 2 accept, 3 finish, 4 result |
+//! | 4 | 1 | version, 2 |
+//! | 5 | 1 | kind: 1 ask, 2 accept, 3 finish, 4 result, 5 refuse |
 //! | 6 | 1 | methods that are to be tried, a bit each |
-//! | 7 | 1 | zero |
+//! | 7 | 1 | why it is refused: 1 too often, 2 no sockets; else zero |
 //! | 8 | 8 | nonce, which the end that asks makes up |
-//! | 16 | 4 | address of the writer's pod network, zero for none |
-//! | 20 | 4 | address of the reader's pod network, zero for none |
-//! | 24 | 2 | the writer's underlay MTU |
-//! | 26 | 2 | zero |
-//! | 28 | 4 each | cells: by method and size, rounds sent, errno, rounds at the NIC, rounds delivered |
+//! | 16 | 16 | address of the writer's pod network, zero for none |
+//! | 32 | 16 | address of the reader's pod network, zero for none |
+//! | 48 | 2 | the writer's underlay MTU |
+//! | 50 | 2 | zero |
+//! | 52 | 4 each | cells: by method and size, rounds sent, errno, rounds at the NIC, rounds delivered |
 //!
 //! What was sent is of the writer's direction, what came of the other one.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::packet::MAGIC;
 use super::{Cell, Cells, Method, ROUNDS};
 
 /// Bytes of every frame.
-pub const FRAME_BYTES: usize = 76;
-const HEAD_BYTES: usize = 28;
-const VERSION: u8 = 1;
+pub const FRAME_BYTES: usize = 100;
+const HEAD_BYTES: usize = 52;
+const VERSION: u8 = 2;
 
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Asks for a run.
-    Ask = 1,
+    Ask,
     /// The other end listens from now on, and starts to send.
-    Accept = 2,
+    Accept,
     /// The end that asked has sent everything.
-    Finish = 3,
+    Finish,
     /// What the writer sent and received in the end.
-    Result = 4,
+    Result,
+    /// There will be no run.
+    Refuse(Refusal),
+}
+
+/// Why there will be no run, where the one who asks may know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The last run with the same node was a moment ago.
+    TooOften,
+    /// The end that serves gets no sockets to send and listen with.
+    NoSockets,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Ask,
+        Self::Accept,
+        Self::Finish,
+        Self::Result,
+        Self::Refuse(Refusal::TooOften),
+        Self::Refuse(Refusal::NoSockets),
+    ];
+
+    /// Its bytes in a frame: the kind, and why it is refused.
+    const fn bytes(self) -> (u8, u8) {
+        match self {
+            Self::Ask => (1, 0),
+            Self::Accept => (2, 0),
+            Self::Finish => (3, 0),
+            Self::Result => (4, 0),
+            Self::Refuse(Refusal::TooOften) => (5, 1),
+            Self::Refuse(Refusal::NoSockets) => (5, 2),
+        }
+    }
 }
 
 /// A frame.
@@ -52,7 +87,7 @@ pub struct Frame {
     /// The run's random number.
     pub nonce: u64,
     /// An address of the writer's pod network and of the reader's.
-    pub pods: Option<(Ipv4Addr, Ipv4Addr)>,
+    pub pods: Option<(IpAddr, IpAddr)>,
     /// The writer's underlay MTU.
     pub mtu: u16,
     /// What the writer sent and received.
@@ -82,13 +117,14 @@ impl Frame {
         let mut out = [0; FRAME_BYTES];
         out[..4].copy_from_slice(&MAGIC);
         out[4] = VERSION;
-        out[5] = self.kind as u8;
+        (out[5], out[7]) = self.kind.bytes();
         out[6] = self.wanted;
         out[8..16].copy_from_slice(&self.nonce.to_be_bytes());
-        let (own, other) = self.pods.unwrap_or((Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED));
-        out[16..20].copy_from_slice(&own.octets());
-        out[20..24].copy_from_slice(&other.octets());
-        out[24..26].copy_from_slice(&self.mtu.to_be_bytes());
+        if let Some((own, other)) = self.pods {
+            out[16..32].copy_from_slice(&mapped(own).octets());
+            out[32..48].copy_from_slice(&mapped(other).octets());
+        }
+        out[48..50].copy_from_slice(&self.mtu.to_be_bytes());
         for (place, cell) in out[HEAD_BYTES..].chunks_exact_mut(4).zip(self.cells.as_flattened()) {
             place.copy_from_slice(&[cell.sent, cell.error, cell.reached, cell.delivered]);
         }
@@ -106,20 +142,19 @@ impl Frame {
         if bytes[4] != VERSION {
             return Err(FrameError::Version(bytes[4]));
         }
-        let kinds = [Kind::Ask, Kind::Accept, Kind::Finish, Kind::Result];
-        let kind = kinds.into_iter().find(|kind| *kind as u8 == bytes[5]);
+        let kind = Kind::ALL.into_iter().find(|kind| kind.bytes() == (bytes[5], bytes[7]));
         let all = Method::ALL.into_iter().fold(0, |mask, method| mask | method.bit());
         let wanted = bytes[6];
         if wanted & !all != 0 {
             return Err(FrameError::Value("mask of methods"));
         }
-        if bytes[7] != 0 || bytes[26..28] != [0, 0] {
+        if bytes[50..52] != [0, 0] {
             return Err(FrameError::Value("padding"));
         }
-        let [own, other] =
-            [16, 20].map(|at| Ipv4Addr::from([0, 1, 2, 3].map(|byte| bytes[at + byte])));
+        let [own, other] = [16, 32]
+            .map(|at| Ipv6Addr::from(std::array::from_fn::<u8, 16, _>(|byte| bytes[at + byte])));
         let pods = match (own.is_unspecified(), other.is_unspecified()) {
-            (false, false) => Some((own, other)),
+            (false, false) => Some((own.to_canonical(), other.to_canonical())),
             (true, true) => None,
             _ => return Err(FrameError::Value("pair of pod addresses")),
         };
@@ -137,9 +172,16 @@ impl Frame {
             wanted,
             nonce: u64::from_be_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|byte| bytes[8 + byte])),
             pods,
-            mtu: u16::from_be_bytes([bytes[24], bytes[25]]),
+            mtu: u16::from_be_bytes([bytes[48], bytes[49]]),
             cells,
         })
+    }
+}
+
+const fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     }
 }
 
@@ -155,7 +197,7 @@ mod tests {
             kind: Kind::Result,
             wanted: 0x3f,
             nonce: 0x0102_0304_0506_0708,
-            pods: Some((Ipv4Addr::new(10, 244, 1, 0), Ipv4Addr::new(10, 244, 2, 0))),
+            pods: Some(([10, 244, 1, 0].into(), [10, 244, 2, 0].into())),
             mtu: 1_500,
             cells,
         }
@@ -164,7 +206,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         assert_eq!(Frame::decode(&frame().encode()), Ok(frame()));
-        let bare = Frame { pods: None, cells: Cells::default(), kind: Kind::Ask, ..frame() };
+        let pods = Some(("fd00:1::".parse().unwrap(), "fd00:2::".parse().unwrap()));
+        for kind in Kind::ALL {
+            let other = Frame { pods, cells: Cells::default(), kind, ..frame() };
+            assert_eq!(Frame::decode(&other.encode()), Ok(other));
+        }
+        let bare = Frame { pods: None, kind: Kind::Ask, ..frame() };
         assert_eq!(Frame::decode(&bare.encode()), Ok(bare));
     }
 
@@ -176,12 +223,12 @@ mod tests {
             Frame::decode(&bytes).unwrap_err()
         };
         assert_eq!(changed(0, b'H'), FrameError::Foreign);
-        assert_eq!(changed(4, 2), FrameError::Version(2));
-        for (at, to) in [(5, 0), (5, 5), (6, 0x40), (7, 1), (27, 1), (75, 0x20)] {
+        assert_eq!(changed(4, 1), FrameError::Version(1));
+        for (at, to) in [(5, 0), (5, 5), (5, 6), (6, 0x40), (7, 1), (51, 1), (99, 0x20)] {
             assert!(matches!(changed(at, to), FrameError::Value(_)), "{at}");
         }
         let mut bytes = frame().encode();
-        bytes[16..20].fill(0);
+        bytes[16..32].fill(0);
         assert!(matches!(Frame::decode(&bytes), Err(FrameError::Value(_))));
     }
 }

@@ -8,7 +8,6 @@ pub mod frame;
 pub mod packet;
 pub mod report;
 
-use std::fmt;
 use std::str::FromStr;
 
 /// Packets of each kind that are sent, one a round. A mask of eight bits holds them.
@@ -25,7 +24,7 @@ pub enum Method {
     Geneve,
     /// WireGuard on the port that flannel and Calico use, UDP 51820.
     Wireguard,
-    /// IP in IP, protocol 4 (RFC 2003).
+    /// IP in IP: protocol 4 (RFC 2003), between IPv6 nodes protocol 41 (RFC 2473).
     Ipip,
     /// Pods' own addresses, not encapsulated, as host-gw and BGP route them.
     Plain,
@@ -88,6 +87,20 @@ impl Method {
         }
     }
 
+    /// Its name for people, between nodes of IPv6 or of IPv4.
+    #[must_use]
+    pub const fn title(self, is_ipv6: bool) -> &'static str {
+        match self {
+            Self::Vxlan8472 => "VXLAN (UDP 8472)",
+            Self::Vxlan4789 => "VXLAN (UDP 4789)",
+            Self::Geneve => "Geneve (UDP 6081)",
+            Self::Wireguard => "WireGuard (UDP 51820)",
+            Self::Ipip if is_ipv6 => "IP in IPv6 (protocol 41)",
+            Self::Ipip => "IPIP (protocol 4)",
+            Self::Plain => "plain pod addresses",
+        }
+    }
+
     /// Its place in [`Method::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
@@ -98,19 +111,6 @@ impl Method {
     #[must_use]
     pub const fn bit(self) -> u8 {
         1 << self as u8
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vxlan8472 => "VXLAN (UDP 8472)",
-            Self::Vxlan4789 => "VXLAN (UDP 4789)",
-            Self::Geneve => "Geneve (UDP 6081)",
-            Self::Wireguard => "WireGuard (UDP 51820)",
-            Self::Ipip => "IPIP (protocol 4)",
-            Self::Plain => "plain pod addresses",
-        })
     }
 }
 

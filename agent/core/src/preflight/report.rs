@@ -1,6 +1,6 @@
 //! What is made of the cells: an outcome each, and the whole as JSON.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -69,9 +69,9 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// This node's underlay address.
-    pub node: Ipv4Addr,
+    pub node: IpAddr,
     /// The other node's.
-    pub peer: Ipv4Addr,
+    pub peer: IpAddr,
     /// This node's underlay MTU.
     pub mtu: u16,
     /// The other node's.
@@ -84,8 +84,8 @@ impl Report {
     /// Joins what this node's end and the other's counted, for the methods in `wanted`.
     #[must_use]
     pub fn new(
-        (node, mtu, own): (Ipv4Addr, u16, &Cells),
-        (peer, peer_mtu, other): (Ipv4Addr, u16, &Cells),
+        (node, mtu, own): (IpAddr, u16, &Cells),
+        (peer, peer_mtu, other): (IpAddr, u16, &Cells),
         wanted: u8,
     ) -> Self {
         let methods = Method::ALL.into_iter().filter(|method| method.bit() & wanted != 0);
@@ -174,7 +174,7 @@ mod tests {
                 Cell { sent: 0x1f, error: 0, reached: 0x1f, delivered: 0x1f };
             other[Method::Ipip.index()][size.index()] = sent(0x1f, 0);
         }
-        let [a, b] = [1, 2].map(|n| Ipv4Addr::new(10, 0, 0, n));
+        let [a, b] = [1, 2].map(|n| IpAddr::from([10, 0, 0, n]));
         let report = Report::new((a, 1_500, &own), (b, 9_000, &other), Method::Ipip.bit());
         assert_eq!(report.encapsulations.len(), 1);
         let row = report.encapsulations[0];

@@ -7,7 +7,7 @@ use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject};
 use crate::kernel::KernelCounts;
 use crate::ladder::{Hop, Segment};
-use crate::model::{Peer, PeerId, PeerTunnel};
+use crate::model::{Encapsulation, Peer, PeerId, PeerTunnel};
 use crate::pairs::StreamView;
 use crate::probing::Stream;
 
@@ -30,11 +30,20 @@ pub(super) fn refusals(context: &Context<'_>, verdicts: &mut Verdicts) {
         let pair = context.now.pairs.get(&peer);
         let small = pair.and_then(|pair| pair.streams.get(&Stream::Small(error.encapsulation)));
         let place = small.and_then(|view| view.place(Direction::Outbound));
-        // Probes of some seconds ago, through a device that is no more.
+        // Probes of some seconds ago, through a device that is no more; or packets that
+        // no tunnel of this node sent there, as those of `overlaywatch preflight` are.
         let has_device = context.now.tunnels.seen().is_some_and(|tunnels| {
             tunnels.iter().any(|tunnel| tunnel.encapsulation == error.encapsulation)
         });
-        if small.is_some() && !has_device {
+        let is_led_to = || {
+            let known = context.now.peers.iter().find(|known| known.id == peer);
+            // Anybody may send to a UDP port; of IPIP a preflight draws no error.
+            error.encapsulation == Encapsulation::Ipip
+                || known.is_some_and(|known| {
+                    known.tunnels.iter().any(|leads| leads.encapsulation == error.encapsulation)
+                })
+        };
+        if !(if small.is_some() { has_device } else { is_led_to() }) {
             continue;
         }
         // Errors of some seconds ago, while probes vanish elsewhere or not at all.
@@ -68,7 +77,8 @@ pub(super) fn judge(context: &Context<'_>, verdicts: &mut Verdicts) {
     let Some(counts) = context.now.kernel.seen() else { return };
     for (peer, leads, _) in context.tunnelled_peers() {
         for outbound in [false, true] {
-            if let Some(finding) = dropped(counts, peer, leads, outbound) {
+            let is_nic = |name: &str| context.is_underlay(name);
+            if let Some(finding) = dropped(counts, peer, leads, outbound, is_nic) {
                 let known = verdicts.findings.iter().any(|known| known.key() == finding.key());
                 if !known {
                     verdicts.add(finding);
@@ -83,10 +93,11 @@ fn dropped(
     peer: &Peer,
     leads: &PeerTunnel,
     outbound: bool,
+    is_nic: impl Fn(&str) -> bool,
 ) -> Option<Finding> {
     let encapsulation = leads.encapsulation;
     let live::Dropped { worst, packets, outbound: sent, inbound: received } =
-        live::dropped(counts, peer, leads, outbound)?;
+        live::dropped(counts, peer, leads, outbound, is_nic)?;
     let (direction, hop) = if !outbound {
         (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
     } else if worst.site.device.as_ref().is_none_or(|device| *device == leads.device) {
@@ -150,9 +161,15 @@ fn places(view: &StreamView) -> impl Iterator<Item = Evidence> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::kernel::{DropForm, DropSite, PacketDrop, Traffic};
-    use crate::model::{Encapsulation, IfIndex, Origin};
+    use crate::delta::Delta;
+    use crate::fact::Fact;
+    use crate::kernel::{DropForm, DropSite, IcmpError, PacketDrop, Traffic};
+    use crate::model::{IfIndex, Origin};
+    use crate::snapshot::Snapshot;
+    use crate::time::Mono;
 
     const VXLAN: Encapsulation = Encapsulation::Vxlan(8472);
 
@@ -208,7 +225,8 @@ mod tests {
     }
 
     fn said(counts: &KernelCounts) -> Option<Code> {
-        dropped(counts, &peer(), &leads(), false).map(|finding| finding.code)
+        let is_nic = |name: &str| name == "eth0";
+        dropped(counts, &peer(), &leads(), false, is_nic).map(|finding| finding.code)
     }
 
     #[test]
@@ -223,7 +241,51 @@ mod tests {
     }
 
     #[test]
+    fn what_came_in_by_the_nic_as_it_was_is_no_loss_of_the_tunnel() {
+        let mut counts = counts("IP_RPFILTER", 20, 20);
+        counts.drops[0].site.device = Some("eth0".to_owned());
+        assert_eq!(said(&counts), None);
+        // A tunnel that takes a packet out may drop it before it has its device.
+        counts.drops[0].site.function = Some("ip_tunnel_rcv".to_owned());
+        assert_eq!(said(&counts), Some(Code::UnexplainedLoss));
+    }
+
+    #[test]
     fn nobody_listening_is_not_the_networks_fault() {
         assert_eq!(said(&counts("NO_SOCKET", 100, 100)), None);
+    }
+
+    /// What is said when the peer's kernel refuses outer packets, and no probe tells.
+    fn refused(peer: Peer) -> Vec<Code> {
+        let error = IcmpError {
+            peer: peer.id.0,
+            from: peer.id.0,
+            encapsulation: VXLAN,
+            kind: 3,
+            code: 3,
+            mtu: None,
+            total: 5,
+            lately: 5,
+        };
+        let counts = KernelCounts { icmp: vec![error], ..KernelCounts::default() };
+        let now = Snapshot {
+            kernel: Fact::Seen { value: Arc::new(counts), at: Mono(0) },
+            peers: Arc::new(vec![peer]),
+            ..Snapshot::default()
+        };
+        let mut verdicts = Verdicts::default();
+        let delta = Delta { before: None, now: &now };
+        refusals(&Context { delta, now: &now, digest: None }, &mut verdicts);
+        verdicts.findings.iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn a_peer_that_a_tunnel_leads_to_and_that_refuses_it_is_named() {
+        assert_eq!(refused(peer()), [Code::EncapsulationRefused]);
+    }
+
+    #[test]
+    fn what_no_tunnel_of_this_node_sent_is_refused_rightly() {
+        assert_eq!(refused(Peer { tunnels: Vec::new(), ..peer() }), []);
     }
 }

@@ -9,6 +9,9 @@ const LIVE_DROPS: u64 = 10;
 /// Of the live traffic with a peer, so much must be dropped, in per cent: a
 /// network policy drops some of it, a broken host all.
 const LIVE_SHARE: u64 = 90;
+/// Functions that take packets out of tunnels, and drop some before these have the
+/// tunnel's device (net/ipv4/ip_tunnel.c, net/ipv6/ip6_tunnel.c, drivers/net/vxlan).
+const DECAPSULATING: [&str; 3] = ["ip_tunnel_rcv", "ip6_tnl_rcv", "vxlan_rcv"];
 /// EtherTypes of packets that pods send each other; the rest is the host's own noise.
 const IP: [u16; 2] = [0x0800, 0x86dd];
 
@@ -24,12 +27,14 @@ pub(super) struct Dropped<'a> {
     pub(super) inbound: u64,
 }
 
-/// What is dropped of the traffic that a tunnel leads to a peer or brings from it.
+/// What is dropped of the traffic that a tunnel leads to a peer or brings from it;
+/// `is_nic` tells the devices below tunnels by name.
 pub(super) fn dropped<'a>(
     counts: &'a KernelCounts,
     peer: &Peer,
     leads: &PeerTunnel,
     outbound: bool,
+    is_nic: impl Fn(&str) -> bool,
 ) -> Option<Dropped<'a>> {
     let is_live = |drop: &&PacketDrop| {
         drop.form == DropForm::Inner
@@ -38,6 +43,7 @@ pub(super) fn dropped<'a>(
             && drop.outbound == outbound
             && IP.contains(&drop.ethertype)
             && !drop.site.is_of_socket()
+            && (outbound || !came_bare(drop, &is_nic))
     };
     let drops: u64 = sum(&mut counts.drops.iter().filter(is_live).map(|drop| drop.lately));
     // As a rule there is nothing, and the traffic is that of all peers.
@@ -56,6 +62,16 @@ pub(super) fn dropped<'a>(
     }
     let worst = counts.drops.iter().filter(is_live).max_by_key(|drop| drop.lately)?;
     Some(Dropped { worst, packets: drops, outbound: passed(true), inbound: passed(false) })
+}
+
+/// Whether it came in by the NIC as it was, with the address of a pod of the peer's:
+/// through no tunnel.
+pub(super) fn came_bare(drop: &PacketDrop, is_nic: impl Fn(&str) -> bool) -> bool {
+    let function = drop.site.function.as_deref().unwrap_or_default();
+    drop.form == DropForm::Inner
+        && !drop.outbound
+        && drop.site.device.as_deref().is_some_and(is_nic)
+        && !DECAPSULATING.contains(&function)
 }
 
 fn sum(numbers: &mut dyn Iterator<Item = u64>) -> u64 {

@@ -200,6 +200,13 @@ impl Context<'_> {
         self.now.now.mono
     }
 
+    /// Whether a device is one below the tunnels.
+    fn is_underlay(&self, name: &str) -> bool {
+        let Some(links) = self.now.links.seen() else { return false };
+        let mut below = self.now.underlays.iter().filter_map(|index| links.get(index));
+        below.any(|link| link.name == name)
+    }
+
     fn device_name(&self, index: IfIndex) -> String {
         self.now
             .links

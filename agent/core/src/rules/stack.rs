@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, STATUS_FRESH_NS, Verdicts};
+use super::{Context, STATUS_FRESH_NS, Verdicts, live};
 use crate::catalog::Code;
 use crate::finding::{Confidence, Direction, Evidence, Finding, Subject, Thing};
 use crate::kernel::{DropForm, PacketDrop};
@@ -13,6 +13,10 @@ use crate::time::SECOND;
 
 /// Drops in the last seconds that are no accident.
 const DROPS: u64 = 3;
+/// Packets with addresses of a peer's pods that come without a tunnel, below which
+/// nothing is said: `overlaywatch preflight --pods` sends ten, to see what becomes
+/// of them.
+const BARE_DROPS: u64 = 11;
 /// Routes that went together belong to peers; one may have left the cluster, and
 /// two at once.
 const BURST: usize = 3;
@@ -40,8 +44,12 @@ fn reverse_paths(
     verdicts: &mut Verdicts,
 ) {
     let mut filtered: BTreeMap<&str, (u64, &PacketDrop)> = BTreeMap::new();
+    let is_bare = |drop: &PacketDrop| live::came_bare(drop, |name| context.is_underlay(name));
     let by_filter = drops.iter().filter(|drop| {
-        drop.lately > 0 && drop.peer.is_some() && drop.site.reason.as_deref() == Some("IP_RPFILTER")
+        drop.lately > 0
+            && drop.peer.is_some()
+            && drop.site.reason.as_deref() == Some("IP_RPFILTER")
+            && (drop.lately >= BARE_DROPS || !is_bare(drop))
     });
     for drop in by_filter {
         let Some(device) = drop.site.device.as_deref() else { continue };
@@ -73,6 +81,10 @@ fn reverse_paths(
         let (direction, hop) = match drop.form {
             DropForm::Inner if is_tunnel => {
                 (Direction::Inbound, Segment { from: Hop::Decapsulated, to: Hop::Delivered })
+            }
+            // From a peer's pod, as if there were no tunnel.
+            DropForm::Inner if is_bare(drop) => {
+                (Direction::Inbound, Segment { from: Hop::ReachedNic, to: Hop::Delivered })
             }
             // From a pod, on its way to the tunnel.
             DropForm::Inner => {
@@ -258,7 +270,8 @@ mod tests {
     use super::*;
     use crate::delta::Delta;
     use crate::fact::Fact;
-    use crate::model::{Cni, Machine, Origin, Peer, PeerId};
+    use crate::kernel::DropSite;
+    use crate::model::{Cni, Link, LinkCounters, LinkKind, Machine, Origin, Peer, PeerId};
     use crate::pairs::PairView;
     use crate::probing::{PeerStatus, TunnelAdvert};
     use crate::snapshot::Snapshot;
@@ -363,5 +376,53 @@ mod tests {
         assert!(said[0].contains("Hetzner") && said[0].contains("use VXLAN"), "{said:?}");
         assert!(evidence_of("Hetzner", Encapsulation::Vxlan(8472)).is_empty());
         assert!(evidence_of("Dell Inc.", Encapsulation::Ipip).is_empty());
+    }
+
+    /// What is said of packets from a peer's pods that a strict filter drops on a device.
+    fn filtered(device: &str, packets: u64) -> Vec<(Option<Direction>, Option<Segment>)> {
+        let drop = PacketDrop {
+            site: DropSite {
+                reason: Some("IP_RPFILTER".to_owned()),
+                function: None,
+                device: Some(device.to_owned()),
+            },
+            peer: Some(PeerId([10, 0, 0, 2].into())),
+            form: DropForm::Inner,
+            outbound: false,
+            probe: None,
+            ethertype: 0x0800,
+            ip_protocol: 17,
+            total: packets,
+            lately: packets,
+        };
+        let host = Host { rp_filter_all: Some(1), ..Host::default() };
+        let nic = Link {
+            index: IfIndex(2),
+            name: "eth0".to_owned(),
+            kind: LinkKind::Veth,
+            mac: None,
+            mtu: 1_500,
+            admin_up: true,
+            carrier: true,
+            master: None,
+            counters: LinkCounters::default(),
+        };
+        let now = Snapshot {
+            links: Fact::Seen { value: Arc::new([(IfIndex(2), nic)].into()), at: Mono(0) },
+            underlays: Arc::new(vec![IfIndex(2)]),
+            ..Snapshot::default()
+        };
+        let context = Context { delta: Delta { before: None, now: &now }, now: &now, digest: None };
+        let mut verdicts = Verdicts::default();
+        reverse_paths(&context, &host, &[drop], &mut verdicts);
+        verdicts.findings.iter().map(|finding| (finding.direction, finding.hop)).collect()
+    }
+
+    #[test]
+    fn a_preflight_of_plain_packets_is_no_strict_filters_harm() {
+        assert_eq!(filtered("eth0", 10), []);
+        let bare = Segment { from: Hop::ReachedNic, to: Hop::Delivered };
+        assert_eq!(filtered("eth0", 11), [(Some(Direction::Inbound), Some(bare))]);
+        assert_eq!(filtered("cali1", 3).len(), 1, "from a pod");
     }
 }

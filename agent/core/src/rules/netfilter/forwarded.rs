@@ -58,7 +58,10 @@ impl Dropped {
         let mut all = Self::default();
         for (peer, leads, _) in context.tunnelled_peers() {
             for outbound in [false, true] {
-                let Some(dropped) = live::dropped(counts, peer, leads, outbound) else { continue };
+                let is_nic = |name: &str| context.is_underlay(name);
+                let Some(dropped) = live::dropped(counts, peer, leads, outbound, is_nic) else {
+                    continue;
+                };
                 if !is_of_netfilter(&dropped.worst.site) {
                     continue;
                 }

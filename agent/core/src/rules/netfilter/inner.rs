@@ -25,7 +25,8 @@ pub(super) fn judge(
 ) {
     let mut found = Vec::new();
     for (peer, leads, _) in context.tunnelled_peers() {
-        untracked(netfilter, counts, (peer, leads), &mut found);
+        let is_nic = |name: &str| context.is_underlay(name);
+        untracked(netfilter, counts, (peer, leads), is_nic, &mut found);
         too_big(netfilter, counts, (peer, leads), &mut found);
     }
     found.into_iter().for_each(|finding| verdicts.add(finding));
@@ -47,9 +48,10 @@ fn untracked(
     netfilter: &Netfilter,
     counts: &KernelCounts,
     (peer, leads): (&Peer, &PeerTunnel),
+    is_nic: impl Fn(&str) -> bool,
     found: &mut Vec<Finding>,
 ) {
-    let Some(dropped) = live::dropped(counts, peer, leads, false) else { return };
+    let Some(dropped) = live::dropped(counts, peer, leads, false, is_nic) else { return };
     if !is_of_netfilter(&dropped.worst.site) {
         return;
     }
