@@ -230,8 +230,10 @@ pub(crate) fn bench_ebpf(kernel: &str, output: Output, install: Install) -> Resu
         Output::Text => "text",
     };
     let [_, xtask, _] = BENCH.built else { bail!("who runs the benchmark?") };
-    let lines = format!("/lab/{xtask} bench ebpf --built -o {format} > bench\n");
+    let lines = format!("/lab/{xtask} bench ebpf --built -o {format} > bench\necho $? > status\n");
     let results = once(kernel, install, BENCH, &lines)?;
+    let status = fs::read_to_string(results.join("status"))?;
+    ensure!(status.trim() == "0", "the benchmark in the guest ended with {}", status.trim());
     fs::read_to_string(results.join("bench")).context("the guest printed no benchmark")
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
@@ -305,10 +305,16 @@ struct Drops {
 /// Reads the maps where the agent sees them.
 fn drops(stage: &Stage, agent: Pid) -> Result<Drops> {
     let pins = PathBuf::from(format!("/proc/{agent}/root/sys/fs/bpf/overlaywatch"));
-    // One folder of a namespace, and in it one of a layout.
+    // One folder of a namespace, and in it one of a layout, beside those in which
+    // filters of clsact are remembered.
     let only = |folder: &Path| -> Result<PathBuf> {
-        let mut entries = folder.read_dir().with_context(|| folder.display().to_string())?;
-        Ok(entries.next().context("an agent that pinned nothing")??.path())
+        for entry in folder.read_dir().with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            if !entry.file_name().as_encoded_bytes().starts_with(b"clsact-") {
+                return Ok(entry.path());
+            }
+        }
+        bail!("an agent that pinned nothing")
     };
     let mut tool = Command::new(&stage.tool);
     tool.args(["drops", "--folder"]).arg(only(&only(&pins)?)?);
