@@ -277,6 +277,7 @@ mod tests {
                 overlay: Some(overlay),
                 mac: None,
             }],
+            other_addresses: Vec::new(),
             pod_networks: format!("10.42.{node}.0/26").parse().into_iter().collect(),
             departed_since: None,
         }

@@ -66,6 +66,7 @@ mod tests {
             name: None,
             origin: Origin::Kernel,
             tunnels: Vec::new(),
+            other_addresses: Vec::new(),
             pod_networks: vec!["10.42.2.0/24".parse().unwrap()],
             departed_since,
         };

@@ -172,6 +172,7 @@ mod tests {
                 overlay: Some(overlay(node)),
                 mac: None,
             }],
+            other_addresses: Vec::new(),
             pod_networks: vec![format!("10.42.{node}.0/26").parse().unwrap()],
             departed_since: None,
         }
