@@ -9,6 +9,8 @@ mod process;
 mod state;
 mod table;
 
+use std::num::NonZeroUsize;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -40,6 +42,10 @@ enum What {
         /// Under this kernel, in a virtual machine: one of `cargo xtask lab vm`'s
         #[arg(long)]
         kernel: Option<String>,
+        /// Pairs of runs with and without agents [default: 11; in a virtual machine,
+        /// whose time goes by instructions and spreads little, 3]
+        #[arg(long)]
+        pairs: Option<NonZeroUsize>,
     },
     /// Whole tables of routes, rules, connections and sets, beside the usual tools
     State,
@@ -65,16 +71,19 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
             What::State => state::build()?,
         }
     }
-    if let What::Ebpf { kernel: Some(kernel) } = &options.what {
+    if let What::Ebpf { kernel: Some(kernel), pairs } = &options.what {
         interrupt::install()?;
         options.install.provide_old_tools()?;
         lab::build()?;
-        print!("{}", vm::bench_ebpf(kernel, options.output, options.install)?);
+        print!("{}", vm::bench_ebpf(kernel, *pairs, options.output, options.install)?);
         return Ok(());
     }
     if !shell::is_root() {
         let mut again = root_command(std::env::current_exe()?)?;
         again.args(["bench", options.what.name(), "--built"]);
+        if let What::Ebpf { pairs: Some(pairs), .. } = options.what {
+            again.args(["--pairs", &pairs.to_string()]);
+        }
         if options.output == Output::Json {
             again.args(["-o", "json"]);
         }
@@ -83,7 +92,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     interrupt::install()?;
     match options.what {
         What::Agent => agent::bench(options.output),
-        What::Ebpf { .. } => ebpf::bench(options.output),
+        What::Ebpf { pairs, .. } => ebpf::bench(pairs, options.output),
         What::State => state::bench(options.output),
     }
 }

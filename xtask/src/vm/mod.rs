@@ -223,20 +223,30 @@ pub(crate) fn demo(words: &[String], output: Output, install: Install) -> Result
 
 /// Runs the benchmark of the eBPF programs in a guest: xtask itself, which is
 /// told that all is built. What it printed.
-pub(crate) fn bench_ebpf(kernel: &str, output: Output, install: Install) -> Result<String> {
+pub(crate) fn bench_ebpf(
+    kernel: &str,
+    pairs: Option<NonZeroUsize>,
+    output: Output,
+    install: Install,
+) -> Result<String> {
     let Some(kernel) = Kernel::named(kernel) else { bail!("no kernel {kernel}: {}", names()) };
     let format = match output {
         Output::Json => "json",
         Output::Text => "text",
     };
     let [_, xtask, _] = BENCH.built else { bail!("who runs the benchmark?") };
-    let lines = format!("/lab/{xtask} bench ebpf --built -o {format} > bench\necho $? > status\n");
+    let pairs = pairs.map_or(PAIRS, NonZeroUsize::get);
+    let lines = format!(
+        "/lab/{xtask} bench ebpf --built --pairs {pairs} -o {format} > bench\necho $? > status\n"
+    );
     let results = once(kernel, install, BENCH, &lines)?;
     let status = fs::read_to_string(results.join("status"))?;
     ensure!(status.trim() == "0", "the benchmark in the guest ended with {}", status.trim());
     fs::read_to_string(results.join("bench")).context("the guest printed no benchmark")
 }
 
+/// Pairs of runs in a guest.
+const PAIRS: usize = 3;
 /// What the benchmark of the eBPF programs needs.
 const BENCH: Extra = Extra {
     system: &["iperf3"],

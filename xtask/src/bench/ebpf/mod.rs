@@ -3,6 +3,8 @@
 mod lines;
 mod stage;
 
+use std::num::NonZeroUsize;
+
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
@@ -12,7 +14,7 @@ use super::table::draw;
 use crate::output::Output;
 use crate::shell::{build_release, target};
 
-/// Pairs of runs with and without agents.
+/// Pairs of runs with and without agents, unless told otherwise.
 const PAIRS: usize = 11;
 
 /// Builds the agent and what measures it, as they are shipped.
@@ -51,13 +53,14 @@ fn join(all: &mut Vec<Cost>, more: Vec<Cost>) {
 }
 
 /// Measures and prints.
-pub(super) fn bench(output: Output) -> Result<()> {
+pub(super) fn bench(pairs: Option<NonZeroUsize>, output: Output) -> Result<()> {
+    let pairs = pairs.map_or(PAIRS, NonZeroUsize::get);
     let mut stage = Stage::build(&target()?.join("release"))?;
     let mut measured = Measured::default();
     stage.start_agents()?;
     stage.warn_of_others()?;
-    for pair in 0..PAIRS {
-        eprintln!("pair {} of {PAIRS}: programs, UDP, TCP, drops", pair + 1);
+    for pair in 0..pairs {
+        eprintln!("pair {} of {pairs}: programs, UDP, TCP, drops", pair + 1);
         // Whoever comes first meets another machine than whoever comes second.
         let with_first = pair % 2 == 0;
         for with in [with_first, !with_first] {
@@ -80,7 +83,7 @@ pub(super) fn bench(output: Output) -> Result<()> {
     }
     let lines = lines::lines(&measured);
     match output {
-        Output::Text => print!("small packets through VXLAN, {PAIRS} pairs\n\n{}", draw(&lines)),
+        Output::Text => print!("small packets through VXLAN, {pairs} pairs\n\n{}", draw(&lines)),
         Output::Json => {
             println!("{:#}", json!({ "bench": "ebpf", "measured": measured, "lines": lines }));
         }
