@@ -19,6 +19,8 @@ use crate::shell;
 
 /// Where an agent answers, on its own node.
 const AGENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9977);
+/// Where agents attach.
+const DEVICES: [&str; 2] = ["flannel.1", "eth0"];
 /// How long agents may take to be attached and content, or to be gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -132,12 +134,18 @@ impl Stage {
     }
 
     /// Stops both agents. Their pins are in a mount namespace of their own (`ip
-    /// netns exec` makes one), so that nothing is left attached.
+    /// netns exec` makes one), so that no link is left attached; filters of clsact,
+    /// before Linux 6.6, stay by themselves, and on these nodes they are nobody else's.
     pub(super) fn stop_agents(&mut self) -> Result<()> {
         for agent in self.agents.drain(..) {
             kill(Pid::from_raw(i32::try_from(agent.0.id())?), Signal::SIGTERM)?;
             let mut agent = agent;
             agent.0.wait()?;
+        }
+        for (node, device) in self.nodes.iter().flat_map(|node| DEVICES.map(|it| (node, it))) {
+            let words = ["qdisc", "del", "dev", device, "clsact"];
+            // There is none where programs are attached by links.
+            let _ = shell::output(node.command(Path::new("tc")).args(words));
         }
         self.wait("nothing is attached any more", || Ok(self.attached()?.is_empty()))
     }
