@@ -184,7 +184,7 @@ fn every_code_is_explained() {
       route-bypasses-tunnel, local-output-drop, encapsulation-lost, overlay-loss,
       underlay-loss, mtu-blackhole, agent-silent, probe-port-filtered,
       encapsulation-refused, unexplained-loss, policy-rule-diverts, leftover-route,
-      host-source-without-tunnel-address, bgp-session-down
+      host-source-without-tunnel-address, bgp-session-down, tunnel-address-duplicate
     ");
 }
 

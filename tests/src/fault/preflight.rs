@@ -156,13 +156,17 @@ fn drops(encapsulation: &str) -> Drops {
     }
 }
 
-/// Fails unless a preflight tells these cells, and `usual` of all others.
+/// Fails unless a preflight tells these cells, and `usual` of all others. On nodes
+/// without agents nobody asks: there live traffic alone is looked at.
 fn ensure_table(
     cluster: &Cluster,
     arguments: &[&str],
     usual: Cells,
     others: &[(&str, Cells)],
 ) -> Result<()> {
+    if cluster.agents.is_none() {
+        return Ok(());
+    }
     let table = table(cluster, arguments)?;
     ensure!(table.len() == 6, "a preflight tells of {} encapsulations", table.len());
     for (name, cells) in &table {
